@@ -1,0 +1,86 @@
+"""What a run seeds and logs beside its losses."""
+
+import time
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
+
+from sparsereg.size import measure, open_channels
+
+
+class EpochSeed(pl.Callback):
+    """Makes every epoch's noise a function of (seed, epoch, process).
+
+    A resumed run repeats it exactly, no generator states need saving, and the processes of a
+    distributed run draw different gates and augmentations.
+    """
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        entropy = [self.seed, trainer.current_epoch, trainer.global_rank]
+        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+
+
+class GateMonitor(pl.Callback):
+    """Logs, after each epoch, what the cut network would be, and histograms of ln α."""
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        net = pl_module.net
+        size = measure(net, trainer.datamodule.image_shape)
+        pl_module.log("sparsity", size["sparsity"], prog_bar=True)
+        pl_module.log_dict({"params": float(size["params"]), "macs": float(size["macs"])})
+        layers = open_channels(net)
+        pl_module.log_dict({f"open_channels/{name}": float(n) for name, n in layers.items()})
+        self.warn_collapsed(layers)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+                for name, gate in net.gates.items():
+                    logger.experiment.add_histogram(
+                        f"qz_loga/{name}", gate.qz_loga.detach(), trainer.global_step
+                    )
+
+    @staticmethod
+    def warn_collapsed(layers: dict[str, int]) -> None:
+        blocks: dict[str, int] = {}
+        for name, n in layers.items():
+            block = name.split("/")[0]
+            blocks[block] = blocks.get(block, 0) + n
+        closed = [block for block, n in blocks.items() if n == 0]
+        if closed:
+            rank_zero_warn(
+                f"every channel of {', '.join(closed)} is closed: the network ignores its input. "
+                "Lower lambda_l0."
+            )
+
+
+class EpochLine(pl.Callback):
+    """Prints one line for each epoch, for terminals and log files alike."""
+
+    KEYS = ("val_loss", "val_acc", "L_C0", "sparsity", "samples/s")
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            logged = trainer.callback_metrics
+            shown = [f"{key} {logged[key]:.4f}" for key in self.KEYS if key in logged]
+            print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {'  '.join(shown)}")
+
+
+class Throughput(pl.Callback):
+    """Logs training samples per second of each epoch, validation not counted."""
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.samples = 0
+        self.start = time.perf_counter()
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int) -> None:
+        self.samples += len(batch[1]) * trainer.world_size
+        if trainer.is_last_batch:
+            if pl_module.device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds = time.perf_counter() - self.start
+            pl_module.log("samples/s", self.samples / seconds, on_step=False, on_epoch=True)

@@ -1,0 +1,196 @@
+"""Checkpoints: written so that no crash destroys one, read so that no wrong one slips through."""
+
+import io
+import os
+import pickle
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from torch import nn
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
+
+from sparsereg.checkpoint_file import check_checkpoint_file
+from sparsereg.errors import UserError
+from sparsereg.model.googlenet import GoogleNet
+
+
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
+    """After a crash at any moment, `path` holds the old content or the new, never a part."""
+    temporary = path.with_name(path.name + ".tmp")  # beside it: a rename is atomic within one disk
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        kept = "; the file saved before is intact" if path.exists() else ""
+        raise UserError(f"cannot save {path}: {error.strerror}{kept}") from error
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning stages its files in the temp folder, often another disk, where a move can tear."""
+
+    def save_checkpoint(self, checkpoint: dict, path: str, storage_options=None) -> None:
+        buffer = io.BytesIO()  # torch.save to a full disk would raise a cryptic RuntimeError
+        torch.save(checkpoint, buffer)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(Path(path), buffer.getbuffer())
+
+
+class BestAndLast(pl.callbacks.Checkpoint):
+    """Keeps `last.ckpt`, always of the newest epoch, and `best.ckpt` by `monitor`.
+
+    Lightning's ModelCheckpoint leaves its `last.ckpt` stale when the monitored value does not
+    improve, forgets the best score when a resumed run has a new folder, and saves weights that
+    are not finite. On a tie the newer epoch is the better one: gates have closed since.
+    """
+
+    def __init__(self, monitor: str = "val_acc"):
+        self.monitor = monitor
+        self.best_score = -float("inf")
+        self.folder = Path()
+
+    @property
+    def last(self) -> Path:
+        return self.folder / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        return self.folder / "best.ckpt"
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self.folder = Path(trainer.log_dir) / "checkpoints"
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero and trainer.ckpt_path and self.best_score > -float("inf"):
+            self.adopt_best(Path(trainer.ckpt_path).with_name("best.ckpt"))
+        trainer.save_checkpoint(self.last)  # so that a run stopped in its first epoch can resume
+
+    def adopt_best(self, earlier: Path) -> None:
+        """A resumed run starts with the best checkpoint of the run it continues."""
+        if earlier.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(earlier, self.best)
+        else:
+            self.best_score = -float("inf")
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.refuse_nonfinite(trainer, pl_module)
+        score = trainer.callback_metrics.get(self.monitor)
+        if score is not None and score >= self.best_score:
+            self.best_score = score.item()
+            trainer.save_checkpoint(self.best)
+        trainer.save_checkpoint(self.last)
+
+    def refuse_nonfinite(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        tensors = pl_module.net.state_dict()
+        if not torch.stack([tensor.isfinite().all() for tensor in tensors.values()]).all():
+            names = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+            raise UserError(
+                f"the weights are no longer finite after epoch {trainer.current_epoch} "
+                f"({len(names)} tensors, first {names[0]}); lower optimizer.lr, gate_lr or "
+                f"lambda_l0. The last finite checkpoint is {self.last}"
+            )
+
+    def state_dict(self) -> dict:
+        return {"best_score": self.best_score}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self.best_score = state_dict["best_score"]
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """The content of a checkpoint of this project: plain types and tensors, on the CPU.
+
+    Raises:
+        UserError: missing, damaged or foreign file, or one with objects that are not plain data.
+    """
+    check_checkpoint_file(path)
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"ckpt_path={path} cannot be loaded safely (weights_only=True): {reason}"
+        ) from None
+    if not isinstance(checkpoint, Mapping) or not checkpoint.keys() >= {"sparsereg", "state_dict"}:
+        raise UserError(f"ckpt_path={path} was not written by sparsereg's train.py")
+    return checkpoint
+
+
+def network_state(checkpoint: dict) -> dict:
+    """The network's part of a checkpoint's state dict."""
+    state = checkpoint["state_dict"].copy()
+    consume_prefix_in_state_dict_if_present(state, "net.")
+    return state
+
+
+def is_gated(checkpoint: dict) -> bool:
+    return any(key.endswith("qz_loga") for key in checkpoint["state_dict"])
+
+
+def load_weights(net: nn.Module, checkpoint: dict, new_gates: bool = False) -> None:
+    """Load a checkpoint's weights into `net`, strictly.
+
+    Args:
+        net: the network.
+        checkpoint: from `read_checkpoint`.
+        new_gates: leave the gates of `net` as they are, whether the checkpoint has gates or not.
+
+    Raises:
+        UserError: a key is missing or unexpected, or a shape differs.
+    """
+    state, own = network_state(checkpoint), net.state_dict()
+    if new_gates:
+        for key in [key for key in own if key.endswith("qz_loga")]:
+            state[key] = own[key]
+    check_fits(state, own)
+    net.load_state_dict(state)
+
+
+def check_fits(state: Mapping, own: Mapping) -> None:
+    """Raise UserError that names what differs between a loaded and the network's own state."""
+    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if unexpected and all(key.endswith("qz_loga") for key in unexpected):
+        raise UserError(
+            "the checkpoint has gates and this network has none "
+            f"({len(unexpected)} qz_loga unexpected): use without_using_gate=false"
+        )
+    for what, keys in (("lacks", missing), ("has in addition", unexpected)):
+        if keys:
+            raise UserError(f"the checkpoint does not fit: it {what} {shorten(keys)}")
+    different = [
+        f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
+        for key in own
+        if state[key].shape != own[key].shape
+    ]
+    if different:
+        raise UserError(
+            f"the checkpoint has other widths or classes than this network: {shorten(different)}"
+        )
+
+
+def shorten(items: list[str]) -> str:
+    return ", ".join(items[:2]) + (f" and {len(items) - 2} more" if len(items) > 2 else "")
+
+
+def load(path: str | Path) -> GoogleNet:
+    """The network of a checkpoint, in eval mode on the CPU: `net(images)` gives logits.
+
+    Images are (N, C, H, W), scaled to [0, 1] and normalised with the mean and standard deviation
+    that `read_checkpoint(path)["sparsereg"]["data"]` names, beside the classes.
+
+    Raises:
+        UserError: see `read_checkpoint`.
+    """
+    checkpoint = read_checkpoint(path)
+    net = GoogleNet(**checkpoint["sparsereg"]["network"])
+    load_weights(net, checkpoint)
+    return net.eval()

@@ -1,0 +1,145 @@
+"""How train.py and test.py start and stop: one line for a user's mistake, a traceback for a bug."""
+
+import difflib
+import errno
+import logging
+import os
+import re
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sparsereg.errors import UserError
+
+CONFIG = Path(__file__).parent.parent / "config"
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Stopped(BaseException):
+    """Ctrl-C or SIGTERM. Not an Exception, so that nothing swallows it."""
+
+    def __init__(self, signum: int):
+        self.signum = signum
+
+
+def stop(signum: int, frame) -> None:
+    for s in (signal.SIGINT, signal.SIGTERM):  # a second Ctrl-C must not disturb the shutdown
+        signal.signal(s, signal.SIG_IGN)
+    raise Stopped(signum)
+
+
+def stop_on_signals() -> None:
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, stop)
+
+
+def run(task: Callable[[DictConfig], None], config_name: str) -> None:
+    """Run `task(cfg)` with the configuration that Hydra makes of the command line.
+
+    Exit codes: 0, 1 after an error, 128 + number of the signal that stopped the run.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise to us instead of printing
+    stop_on_signals()
+    quieten()
+    failed = []
+
+    def job(cfg: DictConfig) -> None:
+        try:
+            task(cfg)
+        except Exception as error:
+            message = explain(error)
+            if message is None or HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise  # a bug; or one job of several: Hydra runs the others first
+            failed.append(message)
+
+    try:
+        refuse_added_keys(sys.argv[1:])
+        hydra.main(version_base="1.3", config_path=str(CONFIG), config_name=config_name)(job)()
+    except Stopped as stopped:
+        sys.exit(128 + stopped.signum)
+    except Exception as error:
+        message = explain(error)
+        if message is None:
+            raise
+        failed.append(message)
+    if failed:
+        print(f"error: {failed[0]}", file=sys.stderr)
+        sys.exit(1)
+
+
+def quieten() -> None:
+    """Hide what every run would say and no user can act on."""
+    for package in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(f"{package}.utilities.rank_zero").setLevel(logging.WARNING)
+    for message in (
+        r".*does not have many workers.*",  # the data are in memory: there are no workers
+        r".*LeafSpec.*",  # Lightning's own use of a deprecated torch name
+        r".*Experiment logs directory .* exists and is not empty.*",  # the folder is claimed first
+        r".*number of training batches .* smaller than the logging interval.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def explain(error: BaseException) -> str | None:
+    """One line for a user's mistake; None for a bug."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return f"{error.strerror}: {error.filename or 'output_dir'}; free some space"
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return explain_override(str(error))
+    return None
+
+
+def explain_override(text: str) -> str:
+    """Hydra's message about an override, with the setting that was probably meant."""
+    if match := re.search(r"Could not override '([^']*)'", text):
+        return f"unknown setting '{match[1]}'" + did_you_mean(match[1], known_settings())
+    if match := re.search(r"Could not find '([^']*)/([^']*)'", text):
+        options = sorted(path.stem for path in (CONFIG / match[1]).glob("*.yaml"))
+        unknown = f"unknown option {match[1]}={match[2]}"
+        return f"{unknown}{did_you_mean(match[2], options)} (there are: {', '.join(options)})"
+    if match := re.search(r"[Mm]issing mandatory value: (\S+)", text):
+        return f"{match[1]}=… is needed"
+    return " ".join(text.split())
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def known_settings() -> list[str]:
+    """Every key that can be set with the default choice of groups, and the groups themselves."""
+    with hydra.initialize_config_dir(str(CONFIG), version_base="1.3"):
+        cfg = hydra.compose("train")
+    names = [path.name for path in CONFIG.iterdir() if path.is_dir()]
+
+    def walk(node: DictConfig, prefix: str) -> None:
+        for key in node:
+            names.append(f"{prefix}{key}")
+            child = node._get_node(key)
+            if OmegaConf.is_dict(child) and not child._is_none():
+                walk(child, f"{prefix}{key}.")
+
+    walk(cfg, "")
+    return names
+
+
+def refuse_added_keys(arguments: list[str]) -> None:
+    """Hydra would take `+misspelt=1` without a word."""
+    for argument in arguments:
+        if argument.startswith(("+", "~")):
+            key = argument.lstrip("+~").split("=")[0]
+            known = known_settings()
+            hint = f"; write '{key}=…'" if key in known else did_you_mean(key, known)
+            raise UserError(f"'{argument}': settings cannot be added or removed{hint}")

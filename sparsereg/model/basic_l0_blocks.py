@@ -1,0 +1,114 @@
+"""Hard-concrete gates: L0 regularization by gradient descent (Louizos, Welling, Kingma 2018,
+arXiv 1712.01312).
+
+A gate z in [0, 1] multiplies a channel. Its parameter is ln α = `qz_loga`. In training z is a
+differentiable sample that is exactly 0 or 1 with positive probability; at test time it is
+deterministic. P(z ≠ 0) has a closed form, so the expected number of open gates (the expected L0
+norm) can be minimised by gradient descent.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+GAMMA, ZETA = -0.1, 1.1  # limits of the stretched concrete distribution, paper section 4.1
+EPSILON = 1e-6  # noise u stays in (ε, 1-ε), where its logit is finite
+SAMPLING = ("per_sample", "per_batch")
+
+
+def sample_hard_concrete(qz_loga: Tensor, uniform: Tensor, temperature: float = 2 / 3) -> Tensor:
+    """Sample of the hard-concrete distribution, eq. 10 of arXiv 1712.01312.
+
+    s = σ((log u - log(1-u) + log α) / β),  z = clamp(s(ζ-γ) + γ, 0, 1)
+
+    Args:
+        qz_loga: ln α, shape (C,).
+        uniform: noise u in (0, 1), shape broadcastable to (…, C).
+        temperature: β in (0, 1].
+
+    Returns:
+        Gates z in [0, 1], shape of `uniform` and `qz_loga` broadcast.
+    """
+    s = torch.sigmoid((torch.logit(uniform) + qz_loga) / temperature)
+    return torch.clamp(s * (ZETA - GAMMA) + GAMMA, 0, 1)
+
+
+def prob_nonzero(qz_loga: Tensor, temperature: float = 2 / 3) -> Tensor:
+    """P(z ≠ 0) = σ(log α - β log(-γ/ζ)), eq. 12 of arXiv 1712.01312; the shape of `qz_loga`."""
+    return torch.sigmoid(qz_loga - temperature * math.log(-GAMMA / ZETA))
+
+
+def deterministic_gate(qz_loga: Tensor) -> Tensor:
+    """Gate at test time, ẑ = clamp(σ(log α)(ζ-γ) + γ, 0, 1), eq. 13; the shape of `qz_loga`.
+
+    As in the paper, the temperature does not enter. The gate is open when ẑ > 0.
+    """
+    return torch.clamp(torch.sigmoid(qz_loga) * (ZETA - GAMMA) + GAMMA, 0, 1)
+
+
+def draw_gates(qz_loga: Tensor, num_masks: int, temperature: float = 2 / 3) -> Tensor:
+    """`num_masks` independent samples of all gates, shape (num_masks, C).
+
+    The noise is float32, whatever autocast is active (bfloat16 cannot represent 1 - ε), and comes
+    from the default generator of the device of `qz_loga`.
+    """
+    uniform = torch.empty(num_masks, len(qz_loga), device=qz_loga.device, dtype=torch.float32)
+    return sample_hard_concrete(qz_loga, uniform.uniform_(EPSILON, 1 - EPSILON), temperature)
+
+
+class L0Gate(nn.Module):
+    """Hard-concrete gates on the channels of an (N, C, …) tensor.
+
+    Place it after the activation: a bias or BatchNorm shift behind it would survive a closed gate.
+    In training each channel is multiplied by a sample (`sample_hard_concrete`), in eval mode by
+    the `deterministic_gate`.
+
+    Args:
+        mask_dim: number of gates, C.
+        droprate_init: d in (0, 1); ln α starts at Normal(log((1-d)/d), 0.01²).
+        temperature: β in (0, 1].
+        sampling: "per_sample" draws a mask for each sample (N, C), "per_batch" one for all.
+
+    Raises:
+        ValueError: an argument is outside its range.
+    """
+
+    def __init__(
+        self,
+        mask_dim: int,
+        droprate_init: float = 0.5,
+        temperature: float = 2 / 3,
+        sampling: str = "per_sample",
+    ):
+        super().__init__()
+        if not 0 < droprate_init < 1:
+            raise ValueError(f"droprate_init must be between 0 and 1, got {droprate_init}")
+        if not 0 < temperature <= 1:
+            raise ValueError(f"temperature must be above 0 and at most 1, got {temperature}")
+        if sampling not in SAMPLING:
+            raise ValueError(f"sampling must be one of {', '.join(SAMPLING)}, got {sampling!r}")
+        self.temperature = temperature
+        self.sampling = sampling
+        mean = math.log((1 - droprate_init) / droprate_init)
+        self.qz_loga = nn.Parameter(torch.normal(mean, 0.01, (mask_dim,)))  # (C,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, …) -> (N, C, …), channel c multiplied by gate c."""
+        if self.training:
+            num_masks = x.shape[0] if self.sampling == "per_sample" else 1
+            gates = draw_gates(self.qz_loga, num_masks, self.temperature)  # (N or 1, C)
+        else:
+            gates = deterministic_gate(self.qz_loga).unsqueeze(0)  # (1, C)
+        gates = gates.view(*gates.shape, *[1] * (x.dim() - 2))  # (N or 1, C, 1, …)
+        return x * gates.to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{len(self.qz_loga)}, temperature={self.temperature:.3g}, sampling={self.sampling!r}"
+        )
+
+
+def l0_gates(net: nn.Module) -> dict[str, L0Gate]:
+    """All gate layers of a network by name, in the order of `net.modules()`."""
+    return {name: m for name, m in net.named_modules() if isinstance(m, L0Gate)}

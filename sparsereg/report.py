@@ -1,0 +1,74 @@
+"""The end of a run: accuracy and size of one checkpoint, as a table and as JSON."""
+
+import json
+from pathlib import Path
+
+import pytorch_lightning as pl
+from omegaconf import DictConfig
+from pytorch_lightning.loggers import TensorBoardLogger
+from rich.console import Console
+from rich.table import Table
+
+from sparsereg.model.basic_l0_blocks import prob_nonzero
+from sparsereg.module import L0Module
+from sparsereg.settings import to_plain
+from sparsereg.size import measure, open_channels
+
+
+def evaluate(
+    trainer: pl.Trainer, module: L0Module, data: pl.LightningDataModule, checkpoint: Path
+) -> dict:
+    """Validation and test accuracy of the module's network, and what remains of it when cut."""
+    net = module.net
+    trainer.loggers = []  # the curves end with the training
+    [validation] = trainer.validate(module, data, verbose=False)
+    [test] = trainer.test(module, data, verbose=False)
+    qz_loga = net.qz_loga()
+    gated = qz_loga is not None
+    return {
+        "checkpoint": str(checkpoint),
+        "val_acc": validation["val_acc"],
+        "test_acc": test["test_acc"],
+        "L_C0": prob_nonzero(qz_loga, net.temperature).mean().item() if gated else None,
+        **measure(net, data.image_shape),
+        "open_channels": open_channels(net),
+    }
+
+
+def print_summary(results: dict) -> None:
+    console = Console()
+    console.print(f"Checkpoint {results['checkpoint']}", soft_wrap=True, highlight=False)
+    table = Table()
+    for column in ("", "dense", "closed channels removed"):
+        table.add_column(column, justify="left" if column == "" else "right")
+    table.add_row("validation accuracy", "", f"{results['val_acc']:.2%}")
+    table.add_row("test accuracy", "", f"{results['test_acc']:.2%}")
+    if results["L_C0"] is not None:
+        table.add_row("L_C0", "", f"{results['L_C0']:.4f}")
+    table.add_row("sparsity", "0", f"{results['sparsity']:.4f}")
+    table.add_row("parameters", f"{results['dense_params']:,}", f"{results['params']:,}")
+    table.add_row("multiply-adds", f"{results['dense_macs']:,}", f"{results['macs']:,}")
+    console.print(table)
+    if results["open_channels"]:
+        console.print(open_channels_table(results["open_channels"]))
+
+
+def open_channels_table(layers: dict[str, int]) -> Table:
+    branches = list(dict.fromkeys(name.split("/")[1] for name in layers))
+    table = Table("open channels", *branches, "all")
+    for block in dict.fromkeys(name.split("/")[0] for name in layers):
+        widths = [layers[f"{block}/{branch}"] for branch in branches]
+        table.add_row(block, *map(str, widths), str(sum(widths)))
+    return table
+
+
+def finish(trainer: pl.Trainer, cfg: DictConfig, results: dict, folder: Path) -> None:
+    """Print the summary, keep it as summary.json, and log it beside the settings (HParams)."""
+    if not trainer.is_global_zero:
+        return
+    print_summary(results)
+    (folder / "summary.json").write_text(json.dumps(results, indent=1) + "\n")
+    final = {f"final/{key}": value for key, value in results.items() if isinstance(value, float)}
+    logger = TensorBoardLogger(folder.parent, "", folder.name)
+    logger.log_hyperparams(to_plain(cfg), final)
+    logger.finalize("success")

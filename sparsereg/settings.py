@@ -1,0 +1,192 @@
+"""Checks of the settings, made before anything slow is imported; no torch here."""
+
+import math
+import os
+import re
+from collections.abc import Callable
+from typing import Any
+
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from sparsereg.checkpoint_file import check_checkpoint_file
+from sparsereg.errors import UserError
+
+ACTIVATIONS = ("relu", "leakyrelu", "gelu", "tanh")
+SAMPLING = ("per_sample", "per_batch")
+
+
+def is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not is_bool(value) and math.isfinite(value)
+
+
+def is_count(value: Any) -> bool:
+    return isinstance(value, int) and not is_bool(value) and value >= 1
+
+
+def is_positive(value: Any) -> bool:
+    return is_number(value) and value > 0
+
+
+CHECKS: list[tuple[str, Callable[[Any], bool], str]] = [  # key, check, what is wanted
+    ("resume_training", is_bool, "true or false"),
+    ("without_using_gate", is_bool, "true or false"),
+    ("lambda_l0", lambda v: is_number(v) and v >= 0, "a number of at least 0"),
+    (
+        "droprate_init",
+        lambda v: is_number(v) and 0 < v < 1,
+        "above 0 and below 1",
+    ),
+    ("gate_lr", lambda v: v is None or is_positive(v), "a positive number, or null"),
+    (
+        "seed",
+        lambda v: isinstance(v, int) and not is_bool(v) and 0 <= v < 2**32,
+        "a whole number from 0 to 4294967295",
+    ),
+    ("output_dir", lambda v: isinstance(v, str) and v != "", "a folder"),
+    ("matmul_precision", lambda v: v in ("highest", "high", "medium"), "highest, high or medium"),
+    ("model.act_fn_name", lambda v: v in ACTIVATIONS, "one of " + ", ".join(ACTIVATIONS)),
+    ("model.temperature", lambda v: is_number(v) and 0 < v <= 1, "above 0 and at most 1"),
+    ("model.sampling", lambda v: v in SAMPLING, "one of " + ", ".join(SAMPLING)),
+    ("data.batch_size", is_count, "a whole number of at least 1"),
+    ("optimizer.lr", is_positive, "a positive number"),
+    (
+        "optimizer.weight_decay",
+        lambda v: is_number(v) and v >= 0,
+        "a number of at least 0",
+    ),
+    ("trainer.max_epochs", is_count, "a whole number of at least 1"),
+]
+
+
+def check_settings(cfg: DictConfig) -> None:
+    """Raise UserError for the first setting that cannot be meant so."""
+    for key, check, wanted in CHECKS:
+        group = key.split(".")[0]
+        if "." in key and cfg.get(group) is None:
+            raise UserError(f"{group}=null: this group of settings is needed")
+        value = OmegaConf.select(cfg, key, default="nothing")
+        if not check(value):
+            raise UserError(f"{key}={value} must be {wanted}")
+    if cfg.ckpt_path is not None:
+        check_checkpoint_file(cfg.ckpt_path)
+    elif cfg.resume_training:
+        raise UserError(
+            "resume_training=true needs ckpt_path=…/last.ckpt, the checkpoint to go on from"
+        )
+
+
+def check_devices(trainer: DictConfig) -> None:
+    """Raise UserError when a GPU, or more devices than there are, is asked for."""
+    accelerator, devices = trainer.accelerator, trainer.devices
+    if accelerator not in ("auto", "cpu", "gpu", "cuda", "mps"):
+        raise UserError(f"trainer.accelerator={accelerator} must be auto, cpu, gpu, cuda or mps")
+    available = os.cpu_count() if accelerator == "cpu" else count_gpus(accelerator)
+    if available == 0:
+        if accelerator != "auto":
+            raise UserError(
+                f"trainer.accelerator={accelerator}, but torch sees no GPU here: "
+                "use trainer=cpu, or add trainer.accelerator=cpu"
+            )
+        available = os.cpu_count()
+    asked = len(devices) if OmegaConf.is_list(devices) else devices
+    if asked in ("auto", "-1", -1):
+        return
+    if isinstance(asked, str) and asked.isdigit():
+        asked = int(asked)
+    if not is_count(asked):
+        raise UserError(f"trainer.devices={devices} must be a whole number of at least 1, or auto")
+    if asked > available:
+        raise UserError(f"trainer.devices={devices}: this machine has {available}")
+
+
+def count_gpus(accelerator: str) -> int:
+    import torch
+
+    if torch.backends.mps.is_available() and accelerator != "cuda":
+        return 1
+    return torch.cuda.device_count()
+
+
+def to_plain(cfg: DictConfig) -> dict:
+    """The configuration as plain, resolved Python types."""
+    return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+
+
+# What is replayed from a checkpoint only chooses among this repository's own configuration files
+# and sets plain values: no interpolation (it could read the environment), no class to call.
+HARMLESS = re.compile(r"(?!.*(\$\{|_target_))[A-Za-z][\w./]*=.*", re.DOTALL)
+
+
+def settings_of(checkpoint: dict) -> tuple[DictConfig, list[str]]:
+    """Settings of the run that wrote a checkpoint, changed by this command line.
+
+    Returns:
+        The configuration, and the overrides that lead to it.
+
+    Raises:
+        UserError: the checkpoint asks for more than plain values.
+    """
+    saved = checkpoint["sparsereg"]["overrides"]
+    refused = [o for o in saved if not HARMLESS.fullmatch(o)]
+    if refused:
+        raise UserError(f"the checkpoint's settings are not plain values: {refused[0]}")
+    given = HydraConfig.get().overrides.task
+    keys = {o.split("=")[0] for o in given}
+    overrides = [o for o in saved if o.split("=")[0] not in keys] + list(given)
+    return compose("train", overrides=overrides), overrides
+
+
+def run_settings(cfg: DictConfig, checkpoint: dict | None) -> tuple[DictConfig, dict]:
+    """The configuration of this run, and what its checkpoints say of it in plain types.
+
+    A resumed run has the settings of its checkpoint, except those given again.
+    """
+    overrides = list(HydraConfig.get().overrides.task)
+    if cfg.resume_training:
+        cfg, overrides = settings_of(checkpoint)
+        check_settings(cfg)
+    starts = ("ckpt_path", "resume_training")
+    plain = to_plain(cfg)
+    record = {
+        "overrides": [o for o in overrides if o.split("=")[0] not in starts],
+        "config": plain,
+        "network": {k: v for k, v in plain["model"].items() if k != "_target_"},
+    }
+    return cfg, record
+
+
+def check_resumable(checkpoint: dict, cfg: DictConfig) -> None:
+    """Raise UserError unless the checkpoint's run can go on with these settings."""
+    gated = any(key.endswith("qz_loga") for key in checkpoint["state_dict"])
+    if gated == cfg.without_using_gate:
+        raise UserError(
+            f"without_using_gate={str(cfg.without_using_gate).lower()}, but the checkpoint was "
+            f"trained with{'' if gated else 'out'} gates: resume with "
+            f"without_using_gate={str(not gated).lower()}"
+        )
+    before, now = checkpoint["sparsereg"]["config"], to_plain(cfg)
+    for key in ("model", "optimizer", "scheduler", "gate_lr"):
+        for name, old, new in differences(key, before[key], now[key]):
+            raise UserError(
+                f"{name}={new}, but the checkpoint was trained with {old}: a resumed run keeps it; "
+                "resume_training=false starts a new run with its weights"
+            )
+    if checkpoint["epoch"] + 1 >= cfg.trainer.max_epochs and checkpoint["global_step"] > 0:
+        raise UserError(
+            f"nothing left to train: the checkpoint has {checkpoint['epoch'] + 1} of "
+            f"trainer.max_epochs={cfg.trainer.max_epochs} epochs"
+        )
+
+
+def differences(name: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:
+    """(key, old value, new value) of all values that differ in two plain configurations."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(key for key in new if key not in old)]
+        return [d for key in keys for d in differences(f"{name}.{key}", old.get(key), new.get(key))]
+    return [] if old == new else [(name, old, new)]

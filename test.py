@@ -1,0 +1,40 @@
+"""Test a checkpoint: accuracy, sparsity, parameters, multiply-adds.
+
+    python test.py ckpt_path=RUN/last.ckpt
+
+Network and data come from the checkpoint; `data.root=…` and the like are changed as in train.py.
+"""
+
+from omegaconf import DictConfig
+
+from sparsereg import command_line
+from sparsereg.errors import UserError
+from sparsereg.settings import check_devices, check_settings, settings_of
+
+
+def main(cfg: DictConfig) -> None:
+    if cfg.ckpt_path is None:
+        raise UserError("ckpt_path=… is needed, the checkpoint to test")
+    check_settings(cfg)
+    check_devices(cfg.trainer)
+    import torch  # these imports take seconds: only when the settings are right
+    from hydra.utils import instantiate
+
+    from sparsereg.checkpoint import load, read_checkpoint
+    from sparsereg.module import L0Module
+    from sparsereg.report import evaluate, print_summary
+
+    torch.set_float32_matmul_precision(cfg.matmul_precision)
+    run_cfg, _ = settings_of(read_checkpoint(cfg.ckpt_path))
+    data = instantiate(run_cfg.data, _convert_="all")
+    data.prepare_data()
+    data.setup("test")
+
+    net = load(cfg.ckpt_path)
+    module = L0Module(net, len(data.classes), optimizer=None, scheduler=None)
+    trainer = instantiate(cfg.trainer, _convert_="all")(logger=False, enable_checkpointing=False)
+    print_summary(evaluate(trainer, module, data, cfg.ckpt_path))
+
+
+if __name__ == "__main__":
+    command_line.run(main, config_name="train")

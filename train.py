@@ -1,0 +1,71 @@
+"""Train a classifier whose channels are L0-gated (Louizos, Welling, Kingma 2018, arXiv 1712.01312).
+
+python train.py without_using_gate=true                                     # no gates
+python train.py lambda_l0=1.0                                               # gates from scratch
+python train.py ckpt_path=RUN/last.ckpt lambda_l0=20.0 droprate_init=0.05   # gates, then cut
+python train.py ckpt_path=RUN/last.ckpt resume_training=true                # go on exactly
+"""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from sparsereg import command_line
+from sparsereg.settings import check_devices, check_resumable, check_settings, run_settings
+
+
+def main(cfg: DictConfig) -> None:
+    check_settings(cfg)
+    check_devices(cfg.trainer)
+    import pytorch_lightning as pl  # these imports take seconds: only when the settings are right
+    import torch
+    from hydra.utils import instantiate
+
+    from sparsereg.checkpoint import AtomicCheckpointIO, load_weights, read_checkpoint
+    from sparsereg.module import L0Module
+    from sparsereg.report import evaluate, finish
+    from sparsereg.run_folder import claim_version
+
+    checkpoint = read_checkpoint(cfg.ckpt_path) if cfg.ckpt_path else None
+    cfg, record = run_settings(cfg, checkpoint)
+    if cfg.resume_training:
+        check_resumable(checkpoint, cfg)
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    torch.set_float32_matmul_precision(cfg.matmul_precision)
+
+    data = instantiate(cfg.data, _convert_="all")
+    data.prepare_data()
+    data.setup("fit")
+    net = instantiate(cfg.model, num_classes=len(data.classes))
+    if checkpoint is not None:
+        load_weights(net, checkpoint, new_gates=not cfg.resume_training)
+    record["data"] = data.record()
+    record["network"]["num_classes"] = len(data.classes)
+    module = L0Module(
+        net,
+        num_classes=len(data.classes),
+        optimizer=instantiate(cfg.optimizer, _convert_="all"),
+        scheduler=instantiate(cfg.scheduler, _convert_="all"),
+        lambda_l0=cfg.lambda_l0,
+        gate_lr=cfg.gate_lr,
+        record=record,
+    )
+
+    runs = Path(cfg.output_dir) / "lightning_logs"
+    version = claim_version(runs, cfg)
+    trainer = instantiate(cfg.trainer, _convert_="all")(
+        callbacks=[instantiate(c, _convert_="all") for c in cfg.callbacks.values()],
+        logger=[instantiate(logger, version=version) for logger in cfg.logger.values()],
+        plugins=[AtomicCheckpointIO()],
+    )
+    trainer.fit(
+        module, data, ckpt_path=cfg.ckpt_path if cfg.resume_training else None, weights_only=True
+    )
+
+    best = trainer.checkpoint_callback.best
+    load_weights(net, read_checkpoint(best))
+    finish(trainer, cfg, evaluate(trainer, module, data, best), runs / f"version_{version}")
+
+
+if __name__ == "__main__":
+    command_line.run(main, config_name="train")
