@@ -1,5 +1,6 @@
 """What a run seeds and logs beside its losses."""
 
+import signal
 import time
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
+from sparsereg.command_line import Stopped, stop_on_signals
 from sparsereg.size import measure, open_channels
 
 
@@ -24,6 +26,25 @@ class EpochSeed(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         entropy = [self.seed, trainer.current_epoch, trainer.global_rank]
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+
+
+class StopOnSignals(pl.Callback):
+    """Ctrl-C and SIGTERM end the run with exit code 130 or 143, and say how to go on.
+
+    Lightning alone would end with 1 or, after SIGTERM, with 0, as if the run were complete.
+    """
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        stop_on_signals()  # in place of the handlers that Lightning has just installed
+
+    def on_exception(self, trainer: pl.Trainer, pl_module, exception: BaseException) -> None:
+        if not isinstance(exception, Stopped):
+            return
+        if trainer.strategy.launcher is not None:
+            trainer.strategy.launcher.kill(signal.SIGTERM)
+        last = trainer.checkpoint_callback.last
+        if trainer.is_global_zero and last.exists():
+            print(f"stopped; to go on: python train.py ckpt_path={last} resume_training=true")
 
 
 class GateMonitor(pl.Callback):
@@ -67,7 +88,8 @@ class EpochLine(pl.Callback):
         if trainer.is_global_zero:
             logged = trainer.callback_metrics
             shown = [f"{key} {logged[key]:.4f}" for key in self.KEYS if key in logged]
-            print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {'  '.join(shown)}")
+            epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+            print(epoch, *shown, sep="  ", flush=True)
 
 
 class Throughput(pl.Callback):

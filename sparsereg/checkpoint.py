@@ -28,9 +28,10 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         kept = "; the file saved before is intact" if path.exists() else ""
         raise UserError(f"cannot save {path}: {error.strerror}{kept}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -71,7 +72,9 @@ class BestAndLast(pl.callbacks.Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero and trainer.ckpt_path and self.best_score > -float("inf"):
             self.adopt_best(Path(trainer.ckpt_path).with_name("best.ckpt"))
-        trainer.save_checkpoint(self.last)  # so that a run stopped in its first epoch can resume
+        trainer.save_checkpoint(
+            self.last, weights_only=False
+        )  # so that a run stopped in its first epoch can resume
 
     def adopt_best(self, earlier: Path) -> None:
         """A resumed run starts with the best checkpoint of the run it continues."""
@@ -86,8 +89,8 @@ class BestAndLast(pl.callbacks.Checkpoint):
         score = trainer.callback_metrics.get(self.monitor)
         if score is not None and score >= self.best_score:
             self.best_score = score.item()
-            trainer.save_checkpoint(self.best)
-        trainer.save_checkpoint(self.last)
+            trainer.save_checkpoint(self.best, weights_only=False)
+        trainer.save_checkpoint(self.last, weights_only=False)
 
     def refuse_nonfinite(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         tensors = pl_module.net.state_dict()

@@ -1,0 +1,42 @@
+# Everything runs in .venv, made from Python 3.11 or newer and pip alone.
+PYTHON ?= python3
+RUN := .venv/bin/python
+COMPILE := $(RUN) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--upgrade --no-header --no-emit-index-url --no-emit-find-links
+
+.PHONY: help demo test setup lint format lock
+.DEFAULT_GOAL := help
+
+help: ## Show the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+demo: .venv/.installed ## Train a sparse GoogleNet on handwritten digits (about a minute, no download)
+	$(RUN) train.py experiment=demo
+
+test: .venv/.installed-dev ## Run all tests
+	$(RUN) -m pytest
+
+setup: .venv/.installed ## Make .venv with the tested versions
+
+lint: .venv/.installed-dev ## Check style
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+format: .venv/.installed-dev ## Apply style
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+lock: .venv/.installed-dev ## Resolve the tested versions anew, for every platform
+	$(RUN) -m pip install --quiet uv
+	$(COMPILE) -o requirements.lock requirements.txt
+	$(COMPILE) -c requirements.lock -o requirements-dev.lock requirements-dev.txt
+
+.venv/.installed: requirements.lock
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Python 3.11 or newer is needed; make PYTHON=python3.12 …")'
+	test -x $(RUN) || $(PYTHON) -m venv .venv
+	$(RUN) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	touch $@
+
+.venv/.installed-dev: requirements-dev.lock .venv/.installed
+	$(RUN) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	touch $@

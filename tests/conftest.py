@@ -1,0 +1,90 @@
+"""Running train.py and test.py as a user does, in this process or in one of their own."""
+
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+SHORT = (  # a run of a few seconds; each test adds what it is about
+    "data=digits",
+    "trainer=cpu",
+    "trainer.max_epochs=1",
+    "trainer.limit_train_batches=3",
+    "trainer.log_every_n_steps=1",
+    "trainer.enable_progress_bar=false",
+)
+
+torch.set_num_threads(1)  # two test processes share two cores
+os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@dataclass
+class Result:
+    code: int
+    out: str
+    err: str
+    seconds: float
+
+
+def launch(script: str, *arguments: str, **options) -> subprocess.Popen:
+    """Start train.py or test.py in a process of its own."""
+    command = [sys.executable, str(ROOT / script), *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, text=True, bufsize=1, **pipes, **options)
+
+
+def run_process(script: str, *arguments: str, **options) -> Result:
+    start = time.perf_counter()
+    process = launch(script, *arguments, **options)
+    out, err = process.communicate(timeout=240)
+    return Result(process.returncode, out, err, time.perf_counter() - start)
+
+
+@pytest.fixture
+def command(monkeypatch, capfd):
+    """Run a script in this process, which saves the seconds of the imports."""
+
+    def run(script: str, *arguments: str) -> Result:
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+        start, code = time.perf_counter(), 0
+        try:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        except SystemExit as end:
+            code = end.code
+        finally:
+            for signum, handler in handlers.items():
+                signal.signal(signum, handler)
+        return Result(code, *capfd.readouterr(), time.perf_counter() - start)
+
+    return run
+
+
+def run_folder(output_dir: Path, version: int = 0) -> Path:
+    return output_dir / "lightning_logs" / f"version_{version}"
+
+
+def checkpoint_path(output_dir: Path, version: int = 0, name: str = "last.ckpt") -> Path:
+    return run_folder(output_dir, version) / "checkpoints" / name
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> dict[str, Path]:
+    """last.ckpt of a short gated and a short ungated run on the digits."""
+    paths = {}
+    for name, ungated in (("gated", "false"), ("ungated", "true")):
+        folder = tmp_path_factory.mktemp(name)
+        result = run_process(
+            "train.py", *SHORT, f"without_using_gate={ungated}", f"output_dir={folder}"
+        )
+        assert result.code == 0, result.err
+        paths[name] = checkpoint_path(folder)
+    return paths

@@ -1,0 +1,227 @@
+"""The commands of the contract, on the digits."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, SHORT, checkpoint_path, run_folder, run_process
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import sparsereg
+from sparsereg.checkpoint import read_checkpoint
+from sparsereg.model.basic_l0_blocks import prob_nonzero
+
+
+def events(folder: Path) -> EventAccumulator:
+    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0, "histograms": 0})
+    accumulator.Reload()
+    return accumulator
+
+
+def test_contract(command, tmp_path):
+    """No gates, resume, gates from scratch, new gates on trained weights, test: word for word."""
+    short = (*SHORT, f"output_dir={tmp_path}")
+    start = ("ckpt_path=null", "resume_training=false")
+    dense = checkpoint_path(tmp_path, 0)
+    runs = [
+        (*start, "without_using_gate=true"),
+        (f"ckpt_path={dense}", "resume_training=true", "without_using_gate=true"),
+        (*start, "without_using_gate=false", "lambda_l0=1.0"),
+        (
+            f"ckpt_path={dense}",
+            "resume_training=false",
+            "without_using_gate=false",
+            "lambda_l0=20.0",
+            "droprate_init=0.05",
+        ),
+    ]
+    for run in runs:
+        resumed = "trainer.max_epochs=2" if "resume_training=true" in run else ""
+        result = command("train.py", *short, *run, *filter(None, [resumed]))
+        assert result.code == 0, result.err
+        assert "test accuracy" in result.out
+    for version, gated in enumerate([False, False, True, True]):
+        path = checkpoint_path(tmp_path, version)
+        result = command("test.py", f"ckpt_path={path}")
+        assert result.code == 0, result.err
+        assert str(path) in result.out and "260,650" in result.out
+        assert ("L_C0" in result.out) == gated
+    assert read_checkpoint(checkpoint_path(tmp_path, 1))["epoch"] == 1
+
+
+def test_pretrained_weights_get_new_gates(command, trained, tmp_path):
+    """θ comes from the checkpoint, the gates from droprate_init, whether it was gated or not."""
+    for name in ("ungated", "gated"):
+        weights = read_checkpoint(trained[name])["state_dict"]
+        result = command(
+            "train.py",
+            *SHORT,
+            f"ckpt_path={trained[name]}",
+            "droprate_init=0.05",
+            "optimizer.lr=1e-12",
+            f"output_dir={tmp_path / name}",
+        )
+        assert result.code == 0, result.err
+        new = read_checkpoint(checkpoint_path(tmp_path / name))["state_dict"]
+        key = "net.blocks.block5.branches.3x3.1.0.weight"
+        torch.testing.assert_close(new[key], weights[key], rtol=1e-5, atol=1e-8)
+        gates = torch.cat([new[key] for key in new if key.endswith("qz_loga")])
+        assert prob_nonzero(gates).mean().item() == pytest.approx(0.9895, abs=5e-4)
+
+
+def test_what_a_run_leaves(command, tmp_path):
+    result = command("train.py", *SHORT, "trainer.max_epochs=2", f"output_dir={tmp_path}")
+    assert result.code == 0, result.err
+    folder = run_folder(tmp_path)
+    assert {p.name for p in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert "lambda_l0: 0.5" in (folder / "config.yaml").read_text()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["checkpoint"].endswith("best.ckpt") and summary["params"] == 260_650
+    assert (folder / "metrics.csv").exists()
+
+    log = events(folder)
+    scalars = set(log.Tags()["scalars"])
+    assert scalars >= {
+        *("train_loss", "train_ce", "train_acc", "L_C0", "lambda_l0", "val_acc", "val_loss"),
+        *("sparsity", "params", "macs", "samples/s", "lr-AdamW/weights", "lr-AdamW/gates"),
+        *("open_channels/block1/1x1", "open_channels/block8/max", "final/test_acc"),
+    }
+    assert len([tag for tag in scalars if tag.startswith("open_channels/")]) == 32
+    assert len(log.Tags()["histograms"]) == 32
+    assert len(log.Histograms("qz_loga/block3/5x5")) == 2, "one histogram for each epoch"
+    l_c0 = [event.value for event in log.Scalars("L_C0")]
+    assert l_c0[0] == pytest.approx(0.8318, abs=1e-3) and l_c0[-1] < l_c0[0]
+    assert [event.value for event in log.Scalars("lambda_l0")] == [0.5, 0.5]
+    assert log.Scalars("final/test_acc")[0].value == pytest.approx(summary["test_acc"])
+    loss, ce = (log.Scalars(tag)[0].value for tag in ("train_loss", "train_ce"))
+    assert loss - ce == pytest.approx(0.5 * sum(l_c0[:3]) / 3, abs=1e-5)
+
+
+def test_loss_weights(command, tmp_path):
+    """lambda_l0=0 leaves the cross-entropy alone."""
+    result = command("train.py", *SHORT, "lambda_l0=0", f"output_dir={tmp_path}")
+    assert result.code == 0, result.err
+    log = events(run_folder(tmp_path))
+    assert log.Scalars("train_loss")[0].value == log.Scalars("train_ce")[0].value
+
+
+def test_gates_have_their_own_rate_and_no_decay(command, tmp_path):
+    result = command("train.py", *SHORT, "gate_lr=0.05", "optimizer=sgd", f"output_dir={tmp_path}")
+    assert result.code == 0, result.err
+    checkpoint = read_checkpoint(checkpoint_path(tmp_path))
+    weights, gates = checkpoint["optimizer_states"][0]["param_groups"]
+    assert (weights["lr"], weights["weight_decay"]) == (0.1, 5e-4)
+    assert (gates["lr"], gates["weight_decay"]) == (0.05, 0.0)
+    assert len(gates["params"]) == 32
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_one_cycle_peaks_at_each_groups_rate(command, tmp_path, optimizer):
+    result = command(
+        "train.py",
+        *SHORT,
+        f"optimizer={optimizer}",
+        "scheduler=one_cycle",
+        "scheduler.pct_start=0.5",
+        "optimizer.lr=0.004",
+        "gate_lr=0.02",
+        "trainer.max_epochs=2",
+        "callbacks.learning_rate.logging_interval=step",
+        f"output_dir={tmp_path}",
+    )
+    assert result.code == 0, result.err
+    log = events(run_folder(tmp_path))
+    name = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}[optimizer]
+    for group, peak in (("weights", 0.004), ("gates", 0.02)):
+        rates = [event.value for event in log.Scalars(f"lr-{name}/{group}")]
+        assert max(rates) == pytest.approx(peak) and rates[0] == pytest.approx(peak / 25)
+        assert rates[-1] < rates[0]
+
+
+def test_runs_started_together_get_their_own_folders(tmp_path):
+    program = (
+        "import sys; from pathlib import Path; from omegaconf import OmegaConf\n"
+        "from sparsereg.run_folder import claim_version\n"
+        "cfg = OmegaConf.create({})\n"
+        "input()\n"
+        "print(*[claim_version(Path(sys.argv[1]), cfg) for _ in range(50)])"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(tmp_path / "lightning_logs")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        for _ in range(4)
+    ]
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    numbers = [int(n) for p in processes for n in p.communicate()[0].split()]
+    assert sorted(numbers) == list(range(200))
+
+
+def test_load_in_one_line(trained):
+    net = sparsereg.load(trained["gated"])
+    images = torch.randn(2, 3, 16, 16)
+    assert net(images).shape == (2, 10) and torch.equal(net(images), net(images))
+    data = read_checkpoint(trained["gated"])["sparsereg"]["data"]
+    assert data["classes"] == [str(digit) for digit in range(10)]
+    assert len(data["mean"]) == len(data["std"]) == 3
+
+
+def test_multirun_runs_every_job_and_reports_the_failure(tmp_path):
+    result = run_process(
+        "train.py",
+        "--multirun",
+        *SHORT,
+        "trainer.limit_val_batches=1",
+        "droprate_init=0.5,2.0,0.4",
+        f"output_dir={tmp_path}",
+    )
+    assert result.code == 1
+    assert "error: droprate_init=2.0" in result.err and "Traceback" not in result.err
+    assert checkpoint_path(tmp_path, 1).exists(), "the job after the failed one has run"
+
+
+def test_distributed(tmp_path):
+    """Two processes: different noise, the same weights, one set of metrics."""
+    probe = "sparsereg_probe"
+    (tmp_path / f"{probe}.py").write_text(
+        "import torch, pytorch_lightning as pl\n"
+        "class Probe(pl.Callback):\n"
+        "    def on_train_batch_start(self, trainer, module, batch, batch_idx):\n"
+        "        self.state = torch.get_rng_state()\n"
+        "    def on_train_end(self, trainer, module):\n"
+        "        net = {k: v.clone() for k, v in module.net.named_parameters()}\n"
+        "        torch.save({'noise': self.state, 'net': net},\n"
+        f"                   f'{tmp_path}/rank{{trainer.global_rank}}.pt')\n"
+    )
+    import os
+
+    result = run_process(
+        "train.py",
+        "data=digits",
+        "trainer=ddp",
+        "trainer.accelerator=cpu",
+        "trainer.devices=2",
+        "trainer.max_epochs=1",
+        "trainer.limit_train_batches=3",
+        "callbacks.throughput._target_=sparsereg_probe.Probe",
+        f"output_dir={tmp_path}",
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+    )
+    assert result.code == 0, result.err
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
+    assert not torch.equal(first["noise"], second["noise"])
+    for name, parameter in first["net"].items():
+        assert torch.equal(parameter, second["net"][name]), name
+    assert [p.name for p in (tmp_path / "lightning_logs").iterdir()] == ["version_0"]
+    assert len(events(run_folder(tmp_path)).Scalars("val_acc")) == 1
+    assert result.out.count("test accuracy") == 1
+    assert read_checkpoint(checkpoint_path(tmp_path))["global_step"] == 3
