@@ -6,6 +6,7 @@ python train.py ckpt_path=RUN/last.ckpt lambda_l0=20.0 droprate_init=0.05   # ga
 python train.py ckpt_path=RUN/last.ckpt resume_training=true                # go on exactly
 """
 
+import time
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -58,13 +59,15 @@ def main(cfg: DictConfig) -> None:
         logger=[instantiate(logger, version=version) for logger in cfg.logger.values()],
         plugins=[AtomicCheckpointIO()],
     )
-    trainer.fit(
-        module, data, ckpt_path=cfg.ckpt_path if cfg.resume_training else None, weights_only=True
-    )
+    start = time.perf_counter()
+    resume_from = cfg.ckpt_path if cfg.resume_training else None
+    trainer.fit(module, data, ckpt_path=resume_from, weights_only=True)
+    seconds = time.perf_counter() - start
 
     best = trainer.checkpoint_callback.best
     load_weights(net, read_checkpoint(best))
-    finish(trainer, cfg, evaluate(trainer, module, data, best), runs / f"version_{version}")
+    results = evaluate(trainer, module, data, best) | {"train_seconds": seconds}
+    finish(trainer, cfg, results, runs / f"version_{version}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
 from sparsereg.command_line import Stopped, stop_on_signals
+from sparsereg.errors import UserError
 from sparsereg.size import measure, open_channels
 
 
@@ -26,6 +27,22 @@ class EpochSeed(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         entropy = [self.seed, trainer.current_epoch, trainer.global_rank]
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+
+
+class FiniteWeights(pl.Callback):
+    """Ends a run whose weights are no longer finite before such weights are saved."""
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        tensors = pl_module.net.state_dict()
+        finite = torch.stack([tensor.isfinite().all() for tensor in tensors.values()]).tolist()
+        if all(finite):
+            return
+        first = next(name for name, is_finite in zip(tensors, finite, strict=True) if not is_finite)
+        raise UserError(
+            f"the weights are no longer finite after epoch {trainer.current_epoch + 1} "
+            f"({finite.count(False)} tensors, first {first}); lower optimizer.lr, gate_lr "
+            f"or lambda_l0. The last finite checkpoint is {trainer.checkpoint_callback.last}"
+        )
 
 
 class StopOnSignals(pl.Callback):

@@ -48,8 +48,8 @@ class BestAndLast(pl.callbacks.Checkpoint):
     """Keeps `last.ckpt`, always of the newest epoch, and `best.ckpt` by `monitor`.
 
     Lightning's ModelCheckpoint leaves its `last.ckpt` stale when the monitored value does not
-    improve, forgets the best score when a resumed run has a new folder, and saves weights that
-    are not finite. On a tie the newer epoch is the better one: gates have closed since.
+    improve, and forgets the best score when a resumed run has a new folder. On a tie the newer
+    epoch is the better one: gates have closed since.
     """
 
     def __init__(self, monitor: str = "val_acc"):
@@ -85,22 +85,11 @@ class BestAndLast(pl.callbacks.Checkpoint):
             self.best_score = -float("inf")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.refuse_nonfinite(trainer, pl_module)
         score = trainer.callback_metrics.get(self.monitor)
         if score is not None and score >= self.best_score:
             self.best_score = score.item()
             trainer.save_checkpoint(self.best, weights_only=False)
         trainer.save_checkpoint(self.last, weights_only=False)
-
-    def refuse_nonfinite(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        tensors = pl_module.net.state_dict()
-        if not torch.stack([tensor.isfinite().all() for tensor in tensors.values()]).all():
-            names = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
-            raise UserError(
-                f"the weights are no longer finite after epoch {trainer.current_epoch} "
-                f"({len(names)} tensors, first {names[0]}); lower optimizer.lr, gate_lr or "
-                f"lambda_l0. The last finite checkpoint is {self.last}"
-            )
 
     def state_dict(self) -> dict:
         return {"best_score": self.best_score}

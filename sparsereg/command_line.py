@@ -13,7 +13,7 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -62,7 +62,7 @@ def run(task: Callable[[DictConfig], None], config_name: str) -> None:
             failed.append(message)
 
     try:
-        refuse_added_keys(sys.argv[1:])
+        check_arguments(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(CONFIG), config_name=config_name)(job)()
     except Stopped as stopped:
         sys.exit(128 + stopped.signum)
@@ -95,6 +95,9 @@ def explain(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return f"{error.strerror}: {error.filename or 'output_dir'}; free some space"
+    if isinstance(error, OverrideParseException):
+        quoted = "KEY='\"VALUE\"'"
+        return f"cannot read '{error.override}': quote a value with special characters, {quoted}"
     if isinstance(error, HydraException | OmegaConfBaseException):
         return explain_override(str(error))
     return None
@@ -135,11 +138,14 @@ def known_settings() -> list[str]:
     return names
 
 
-def refuse_added_keys(arguments: list[str]) -> None:
-    """Hydra would take `+misspelt=1` without a word."""
+def check_arguments(arguments: list[str]) -> None:
+    """Refuse what Hydra would take without a word (`+misspelt=1`), or answer with a traceback."""
     for argument in arguments:
+        key, _, value = argument.lstrip("+~").partition("=")
         if argument.startswith(("+", "~")):
-            key = argument.lstrip("+~").split("=")[0]
             known = known_settings()
             hint = f"; write '{key}=…'" if key in known else did_you_mean(key, known)
             raise UserError(f"'{argument}': settings cannot be added or removed{hint}")
+        if value == "null" and (CONFIG / key).is_dir():
+            options = ", ".join(sorted(path.stem for path in (CONFIG / key).glob("*.yaml")))
+            raise UserError(f"{argument}: leave it out, or choose one of {options}")

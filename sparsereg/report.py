@@ -49,6 +49,8 @@ def print_summary(results: dict) -> None:
     table.add_row("parameters", f"{results['dense_params']:,}", f"{results['params']:,}")
     table.add_row("multiply-adds", f"{results['dense_macs']:,}", f"{results['macs']:,}")
     console.print(table)
+    if "train_seconds" in results:
+        console.print(f"trained in {results['train_seconds']:.0f} s")
     if results["open_channels"]:
         console.print(open_channels_table(results["open_channels"]))
 

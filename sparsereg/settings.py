@@ -67,9 +67,6 @@ CHECKS: list[tuple[str, Callable[[Any], bool], str]] = [  # key, check, what is 
 def check_settings(cfg: DictConfig) -> None:
     """Raise UserError for the first setting that cannot be meant so."""
     for key, check, wanted in CHECKS:
-        group = key.split(".")[0]
-        if "." in key and cfg.get(group) is None:
-            raise UserError(f"{group}=null: this group of settings is needed")
         value = OmegaConf.select(cfg, key, default="nothing")
         if not check(value):
             raise UserError(f"{key}={value} must be {wanted}")

@@ -1,6 +1,7 @@
 """Sizes of the cut network against tests/reference/compact_googlenet.json."""
 
 import json
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ IMAGE = (3, 32, 32)
 def with_open_channels(widths: list[list[int]]) -> GoogleNet:
     """A gated network in which the first channels of each branch are open, some only partly."""
     net = GoogleNet()
-    for gate, width in zip(net.gates.values(), sum(widths, []), strict=True):
+    for gate, width in zip(net.gates.values(), chain(*widths), strict=True):
         gate.qz_loga.data.fill_(-2.5)  # just closed: it opens at -2.398
         gate.qz_loga.data[:width] = -2.3
     return net
@@ -25,7 +26,7 @@ def with_open_channels(widths: list[list[int]]) -> GoogleNet:
 @pytest.mark.parametrize("case", [REFERENCE["dense"], *REFERENCE["cases"]])
 def test_reference_sizes(case):
     net = with_open_channels(case["open_channels"])
-    assert list(open_channels(net).values()) == sum(case["open_channels"], [])
+    assert list(open_channels(net).values()) == list(chain(*case["open_channels"]))
     size = measure(net, IMAGE)
     assert (size["params"], size["macs"]) == (case["params"], case["macs"])
     assert size["sparsity"] == pytest.approx(case.get("sparsity", 0), abs=1e-12)

@@ -1,0 +1,306 @@
+"""A user's mistake: one line with the key, the value and the remedy, exit code 1, no traceback."""
+
+import os
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SHORT, Result, checkpoint_path, run_process
+from PIL import Image
+
+from sparsereg.model.basic_l0_blocks import SAMPLING
+from sparsereg.model.googlenet import ACTIVATIONS
+from sparsereg.settings import ACTIVATIONS as ALLOWED_ACTIVATIONS
+from sparsereg.settings import SAMPLING as ALLOWED_SAMPLING
+
+
+def assert_one_line(result: Result, *words: str) -> None:
+    assert result.code == 1, result.out + result.err
+    lines = [line for line in result.err.splitlines() if line.strip()]
+    assert len(lines) == 1 and lines[0].startswith("error: "), result.err
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+SETTINGS = [  # command line, what the line must say
+    ("resume_training=true", ["resume_training=true", "ckpt_path="]),
+    ("lambda_l0=-1", ["lambda_l0=-1", "at least 0"]),
+    ("lambda_l0=nan", ["lambda_l0=nan"]),
+    ("lambda_l0=inf", ["lambda_l0=inf"]),
+    ("lambda_l0=much", ["lambda_l0=much"]),
+    ("resume_training=maybe", ["resume_training=maybe", "true or false"]),
+    ("without_using_gate=yes", ["without_using_gate=yes", "true or false"]),
+    ("droprate_init=0", ["droprate_init=0", "above 0 and below 1"]),
+    ("droprate_init=1", ["droprate_init=1"]),
+    ("droprate_init=1.5", ["droprate_init=1.5"]),
+    ("gate_lr=0", ["gate_lr=0", "positive"]),
+    ("data.batch_size=0", ["data.batch_size=0", "at least 1"]),
+    ("data.batch_size=1.5", ["data.batch_size=1.5"]),
+    ("seed=-1", ["seed=-1", "0 to 4294967295"]),
+    ("seed=4294967296", ["seed=4294967296"]),
+    ("seed=lucky", ["seed=lucky"]),
+    ("model.act_fn_name=swish", ["model.act_fn_name=swish", "relu, leakyrelu, gelu, tanh"]),
+    ("model.temperature=0", ["model.temperature=0"]),
+    ("model.sampling=sometimes", ["model.sampling=sometimes", "per_sample, per_batch"]),
+    ("optimizer.lr=-1", ["optimizer.lr=-1"]),
+    ("optimizer=null", ["optimizer=null", "adam, adamw, sgd"]),
+    ("trainer.max_epochs=0", ["trainer.max_epochs=0", "at least 1"]),
+    ("trainer.max_epochs=-1", ["trainer.max_epochs=-1"]),
+    ("trainer.accelerator=abacus", ["trainer.accelerator=abacus"]),
+    ("lamda_l0=1", ["lamda_l0", "did you mean 'lambda_l0'?"]),
+    ("optimizer.lrr=1", ["optimizer.lrr", "did you mean 'optimizer.lr'?"]),
+    ("+lamda_l0=1", ["+lamda_l0=1", "did you mean 'lambda_l0'?"]),
+    ("+lambda_l0=1", ["+lambda_l0=1", "write 'lambda_l0=…'"]),
+    ("++trainer.max_epoch=1", ["++trainer.max_epoch=1", "did you mean 'trainer.max_epochs'?"]),
+    ("~optimizer", ["~optimizer"]),
+    ("data=cifar", ["data=cifar", "did you mean 'cifar10'?", "image_folder"]),
+    ("experiment=nothing", ["experiment=nothing", "scratch_l0"]),
+    ("dta=digits", ["dta", "did you mean 'data'?"]),
+    ("ckpt_path=epoch=3.ckpt", ["ckpt_path=epoch=3.ckpt"]),
+    ("ckpt_path=nowhere/last.ckpt", ["ckpt_path=nowhere/last.ckpt", "does not exist"]),
+]
+
+
+@pytest.mark.parametrize("argument, words", SETTINGS, ids=[argument for argument, _ in SETTINGS])
+def test_settings(argument, words, tmp_path):
+    result = run_process("train.py", argument, f"output_dir={tmp_path}")
+    assert_one_line(result, *words)
+    assert result.seconds < 3
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_names_checked_are_the_networks():
+    """settings.py repeats them, because it must not import torch."""
+    assert tuple(ACTIVATIONS) == ALLOWED_ACTIVATIONS and SAMPLING == ALLOWED_SAMPLING
+
+
+def flip_a_bit(path: Path) -> None:
+    """In the middle of the largest tensor."""
+    with zipfile.ZipFile(path) as archive:
+        largest = max(archive.infolist(), key=lambda info: info.file_size)
+    content = bytearray(path.read_bytes())
+    content[largest.header_offset + largest.file_size // 2] ^= 4
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    "empty": (lambda p: p.write_bytes(b""), "is empty"),
+    "truncated": (lambda p: p.write_bytes(p.read_bytes()[:5000]), "only the beginning"),
+    "text": (lambda p: p.write_text("weights: 1"), "is not a checkpoint"),
+    "flipped bit": (flip_a_bit, "is damaged"),
+    "a folder": (lambda p: (p.unlink(), p.mkdir()), "is a folder"),
+}
+
+
+@pytest.mark.parametrize("script", ["train.py", "test.py"])
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damaged_checkpoints(kind, script, trained, tmp_path):
+    path = tmp_path / "last.ckpt"
+    path.write_bytes(trained["gated"].read_bytes())
+    damage, message = DAMAGE[kind]
+    damage(path)
+    before = path.read_bytes() if path.is_file() else None
+    result = run_process(script, f"ckpt_path={path}", f"output_dir={tmp_path / 'out'}")
+    assert_one_line(result, f"ckpt_path={path}", message)
+    assert result.seconds < 3
+    assert (path.read_bytes() if path.is_file() else None) == before
+    assert not (tmp_path / "out").exists()
+
+
+def save_changed(source: Path, target: Path, change) -> Path:
+    checkpoint = torch.load(source, weights_only=True)
+    change(checkpoint)
+    torch.save(checkpoint, target)
+    return target
+
+
+def other_classes(checkpoint: dict) -> None:
+    checkpoint["state_dict"]["net.head.2.weight"] = torch.zeros(7, 128)
+    checkpoint["state_dict"]["net.head.2.bias"] = torch.zeros(7)
+
+
+def other_network(checkpoint: dict) -> None:
+    checkpoint["state_dict"] = {"net.conv1.weight": torch.zeros(1)}
+
+
+def other_widths(checkpoint: dict) -> None:
+    checkpoint["state_dict"]["net.stem.0.weight"] = torch.zeros(32, 3, 3, 3)
+
+
+FOREIGN = {
+    "other classes": (other_classes, ["head.2.weight (7, 128) instead of (10, 128)"]),
+    "other widths": (other_widths, ["stem.0.weight (32, 3, 3, 3) instead of (64, 3, 3, 3)"]),
+    "other network": (other_network, ["lacks blocks.block1", "more"]),
+    "foreign": (lambda c: c.pop("sparsereg"), ["was not written by sparsereg"]),
+    "objects": (lambda c: c.update(x=torch.nn.Linear(1, 1)), ["cannot be loaded safely"]),
+}
+
+
+@pytest.mark.parametrize("how", ["fine-tune", "resume", "test"])
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_foreign_checkpoints(kind, how, command, trained, tmp_path):
+    change, words = FOREIGN[kind]
+    path = save_changed(trained["gated"], tmp_path / "last.ckpt", change)
+    if kind == "other network" and how == "resume":
+        words = ["without_using_gate"]  # its keys say that it has no gates
+    arguments = [f"ckpt_path={path}"]
+    if how != "test":
+        arguments += [*SHORT, f"resume_training={str(how == 'resume').lower()}"]
+        arguments += ["trainer.max_epochs=3", f"output_dir={tmp_path / 'out'}"]
+    result = command("test.py" if how == "test" else "train.py", *arguments)
+    assert_one_line(result, *words)
+    assert not (tmp_path / "out").exists()
+
+
+RESUME = [
+    ("gated", ["without_using_gate=true"], ["without_using_gate=true", "with gates"]),
+    ("ungated", ["without_using_gate=false"], ["without_using_gate=false", "without gates"]),
+    ("gated", ["trainer.max_epochs=1"], ["nothing left to train", "trainer.max_epochs=1"]),
+    ("gated", ["optimizer.lr=0.5"], ["optimizer.lr=0.5", "0.001"]),
+    ("gated", ["optimizer=sgd"], ["optimizer._target_=torch.optim.SGD"]),
+    ("gated", ["scheduler.gamma=0.2"], ["scheduler.gamma=0.2"]),
+    ("gated", ["model.act_fn_name=gelu"], ["model.act_fn_name=gelu", "relu"]),
+]
+
+
+@pytest.mark.parametrize("name, change, words", RESUME, ids=[" ".join(c) for _, c, _ in RESUME])
+def test_resume_with_other_settings(name, change, words, command, trained, tmp_path):
+    if not any("max_epochs" in argument for argument in change):
+        change = [*change, "trainer.max_epochs=3"]
+    result = command(
+        "train.py",
+        f"ckpt_path={trained[name]}",
+        "resume_training=true",
+        f"output_dir={tmp_path / 'out'}",
+        *change,
+    )
+    assert_one_line(result, *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_resume_one_cycle_with_other_length(command, tmp_path):
+    one_cycle = (*SHORT, "scheduler=one_cycle", f"output_dir={tmp_path}")
+    assert command("train.py", *one_cycle).code == 0
+    last = checkpoint_path(tmp_path)
+    before = last.read_bytes()
+    result = command(
+        "train.py", f"ckpt_path={last}", "resume_training=true", "trainer.max_epochs=2"
+    )
+    assert_one_line(result, "planned for 3 steps", "has 6", "trainer.max_epochs")
+    assert last.read_bytes() == before
+
+
+def test_gated_checkpoint_for_a_network_without_gates(command, trained, tmp_path):
+    result = command(
+        "train.py",
+        *SHORT,
+        f"ckpt_path={trained['gated']}",
+        "without_using_gate=true",
+        f"output_dir={tmp_path / 'out'}",
+    )
+    assert_one_line(result, "has gates", "qz_loga", "without_using_gate=false")
+
+
+def test_batch_larger_than_the_training_set(command, tmp_path):
+    result = command("train.py", *SHORT, "data.batch_size=5000", f"output_dir={tmp_path / 'out'}")
+    assert_one_line(result, "data.batch_size=5000", "1257")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("devices", ["99", "0", "-5", "many"])
+def test_devices(devices, tmp_path):
+    result = run_process("train.py", "trainer=cpu", f"trainer.devices={devices}")
+    assert_one_line(result, f"trainer.devices={devices}")
+    assert result.seconds < 3
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.parametrize("trainer", ["gpu", "ddp"])
+def test_no_gpu(trainer, command, tmp_path):
+    result = command("train.py", f"trainer={trainer}", f"output_dir={tmp_path / 'out'}")
+    assert_one_line(result, "trainer.accelerator=gpu", "no GPU", "trainer=cpu")
+
+
+def test_unwritable_folders(command, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("in the way")
+    result = command("train.py", *SHORT, f"output_dir={file}/out")
+    assert_one_line(result, f"output_dir={file}/out", "cannot be written")
+    result = command("train.py", "trainer=cpu", f"data.root={file}/data")
+    assert_one_line(result, f"{file}/data")
+    assert file.read_text() == "in the way"
+
+
+def test_cifar10_absent_and_not_downloadable(tmp_path):
+    offline = {"https_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
+    result = run_process(
+        "train.py", "trainer=cpu", f"data.root={tmp_path}", env={**os.environ, **offline}
+    )
+    words = ["cifar-10-python.tar.gz", str(tmp_path), "data=digits"]
+    assert_one_line(result, *words)
+
+
+def test_cifar10_archive_corrupt(tmp_path):
+    offline = {"https_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
+    archive = tmp_path / "cifar-10-python.tar.gz"
+    archive.write_bytes(b"half a download")
+    result = run_process(
+        "train.py", "trainer=cpu", f"data.root={tmp_path}", env={**os.environ, **offline}
+    )
+    assert_one_line(result, str(archive), "corrupt")
+    assert archive.read_bytes() == b"half a download"
+
+
+def image_folder(root: Path, train: str = "ab", test: str = "ab") -> Path:
+    for part, names in (("train", train), ("test", test)):
+        for name in names:
+            (root / part / name).mkdir(parents=True)
+            for i in range(4):
+                Image.new("RGB", (20, 20), (i, 0, 0)).save(root / part / name / f"{i}.png")
+    return root
+
+
+def empty(root: Path) -> None:
+    (root / "train").mkdir()
+    (root / "test").mkdir()
+
+
+def unreadable(root: Path) -> None:
+    (image_folder(root) / "train/a/2.png").write_bytes(b"no image")
+
+
+FOLDERS = {
+    "no root": (None, ["data.root"]),
+    "missing": (lambda root: root.rmdir(), ["data.root"]),
+    "empty": (empty, ["train"]),
+    "unreadable image": (unreadable, ["train/a/2.png"]),
+    "other classes": (lambda root: image_folder(root, "ab", "bc"), ["a", "c", "test"]),
+    "batch too large": (image_folder, ["data.batch_size=128"]),
+}
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_image_folders(kind, command, tmp_path):
+    make, words = FOLDERS[kind]
+    root = tmp_path / "images"
+    root.mkdir()
+    arguments = ["data=image_folder", "trainer=cpu", f"output_dir={tmp_path / 'out'}"]
+    if make is not None:
+        make(root)
+        arguments.append(f"data.root={root}")
+    assert_one_line(command("train.py", *arguments), *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_test_needs_a_checkpoint(tmp_path):
+    result = run_process("test.py")
+    assert_one_line(result, "ckpt_path=…", "is needed")
+    assert result.seconds < 3
+
+
+def test_a_bug_keeps_its_traceback(tmp_path):
+    result = run_process(
+        "train.py", *SHORT, "trainer.strategy=nonsense", f"output_dir={tmp_path / 'out'}"
+    )
+    assert result.code == 1 and "Traceback" in result.err and "nonsense" in result.err

@@ -1,0 +1,172 @@
+"""Checkpoints survive crashes, and wrong ones are refused."""
+
+import errno
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT, SHORT, checkpoint_path, launch, run_process
+
+import sparsereg
+from sparsereg.checkpoint import AtomicCheckpointIO, load_weights, read_checkpoint
+from sparsereg.errors import UserError
+from sparsereg.model.googlenet import GoogleNet
+
+
+def test_sigkill_during_the_write_leaves_the_earlier_file(tmp_path):
+    """A process that does nothing but save is killed at many moments."""
+    program = (
+        "import sys, torch\n"
+        "from sparsereg.checkpoint import AtomicCheckpointIO\n"
+        "print('ready', flush=True)\n"
+        "for i in range(10**6):\n"
+        "    weights = torch.full((4_000_000,), float(i))\n"
+        "    AtomicCheckpointIO().save_checkpoint({'i': i, 'weights': weights}, sys.argv[1])\n"
+    )
+    path = tmp_path / "last.ckpt"
+    for attempt in range(5):
+        command = [sys.executable, "-c", program, str(path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as process:
+            process.stdout.readline()
+            while attempt == 0 and not path.exists():
+                time.sleep(0.01)
+            time.sleep(0.05 + 0.03 * attempt)
+            process.kill()
+        saved = torch.load(path, weights_only=True)
+        assert (saved["weights"] == saved["i"]).all()
+
+
+def test_full_disk_keeps_the_earlier_checkpoint(trained, tmp_path):
+    """The whole program, on a disk that takes no file of over 1 MB."""
+
+    def full_disk():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))
+
+    last = checkpoint_path(tmp_path)
+    last.parent.mkdir(parents=True)
+    earlier = trained["gated"].read_bytes()
+    last.write_bytes(earlier)
+    result = run_process("train.py", *SHORT, f"output_dir={tmp_path}", preexec_fn=full_disk)
+    assert result.code == 1 and "Traceback" not in result.err
+    assert result.err.startswith("error: cannot save ") and os.strerror(errno.EFBIG) in result.err
+    assert last.read_bytes() == earlier
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_full_disk_while_overwriting(tmp_path):
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"weights": torch.ones(10)}, str(path))
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match="the file saved before is intact"):
+            AtomicCheckpointIO().save_checkpoint({"weights": torch.ones(10**5)}, str(path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_run_that_diverges_keeps_its_last_finite_checkpoint(tmp_path):
+    result = run_process(
+        "train.py",
+        *SHORT,
+        "optimizer=sgd",
+        "trainer.max_epochs=3",
+        "scheduler.milestones=[1]",
+        "scheduler.gamma=1e36",
+        f"output_dir={tmp_path}",
+    )
+    assert result.code == 1 and "Traceback" not in result.err
+    assert "no longer finite after epoch 2" in result.err and "lower optimizer.lr" in result.err
+    state = read_checkpoint(checkpoint_path(tmp_path))["state_dict"]
+    assert all(tensor.isfinite().all() for tensor in state.values())
+
+
+def test_best_is_kept_over_a_resume(command, tmp_path):
+    """The best of the whole run, not of the resumed part; a tie goes to the newer epoch."""
+    first = command("train.py", *SHORT, "trainer.max_epochs=2", f"output_dir={tmp_path}")
+    assert first.code == 0, first.err
+    last = checkpoint_path(tmp_path)
+    checkpoint = torch.load(last, weights_only=True)
+    checkpoint["callbacks"]["BestAndLast"]["best_score"] = 1.0
+    torch.save(checkpoint, last)
+    result = command(
+        "train.py", f"ckpt_path={last}", "resume_training=true", "trainer.max_epochs=3"
+    )
+    assert result.code == 0, result.err
+    best = [checkpoint_path(tmp_path, version, "best.ckpt").read_bytes() for version in (0, 1)]
+    assert best[0] == best[1]
+
+
+def test_checkpoint_of_a_gpu_is_read_on_the_cpu(trained):
+    checkpoint = read_checkpoint(trained["gated"])
+    assert all(t.device.type == "cpu" for t in checkpoint["state_dict"].values())
+
+
+def test_load_weights_names_what_does_not_fit(trained):
+    gated, ungated = read_checkpoint(trained["gated"]), read_checkpoint(trained["ungated"])
+    with pytest.raises(UserError, match=r"lacks blocks\.block1\.gates\.1x1\.qz_loga"):
+        load_weights(GoogleNet(), ungated)
+    with pytest.raises(UserError, match="32 qz_loga unexpected"):
+        load_weights(GoogleNet(without_using_gate=True), gated, new_gates=True)
+    with pytest.raises(UserError, match=r"head.2.weight \(10, 128\) instead of \(7, 128\)"):
+        load_weights(GoogleNet(num_classes=7), gated)
+    del ungated["state_dict"]["net.stem.0.bias"]
+    ungated["state_dict"]["net.extra"] = torch.ones(1)
+    with pytest.raises(UserError, match=r"lacks stem.0.bias"):
+        load_weights(GoogleNet(), ungated, new_gates=True)
+
+
+def test_checkpoints_hold_plain_types_only(trained):
+    plain = (dict, list, tuple, str, int, float, bool, type(None), torch.Tensor)
+
+    def check(node, path):
+        assert isinstance(node, plain), f"{path}: {type(node)}"
+        if isinstance(node, dict):
+            for key, value in node.items():
+                check(value, f"{path}.{key}")
+        elif isinstance(node, list | tuple):
+            for i, value in enumerate(node):
+                check(value, f"{path}[{i}]")
+
+    check(read_checkpoint(trained["gated"]), "checkpoint")
+
+
+def test_settings_of_a_checkpoint_cannot_call_code(command, trained, tmp_path):
+    for override in ("data._target_=os.system", "output_dir=${oc.env:HOME}", "+data.x=1"):
+        checkpoint = torch.load(trained["gated"], weights_only=True)
+        checkpoint["sparsereg"]["overrides"].append(override)
+        path = tmp_path / "hostile.ckpt"
+        torch.save(checkpoint, path)
+        result = command("test.py", f"ckpt_path={path}")
+        assert result.code == 1 and "not plain values" in result.err
+
+
+def test_load_refuses_other_files(tmp_path):
+    (tmp_path / "text.ckpt").write_text("no checkpoint")
+    torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
+    torch.save({"net": torch.nn.Linear(1, 1)}, tmp_path / "pickled.ckpt")
+    for name, message in (
+        ("missing.ckpt", "does not exist"),
+        ("text.ckpt", "is not a checkpoint"),
+        ("foreign.ckpt", "was not written by sparsereg"),
+        ("pickled.ckpt", "cannot be loaded safely"),
+    ):
+        with pytest.raises(UserError, match=message):
+            sparsereg.load(tmp_path / name)
+
+
+def test_a_stopped_run_leaves_no_temporary_file(tmp_path):
+    process = launch("train.py", *SHORT, "trainer.max_epochs=100", f"output_dir={tmp_path}")
+    for line in process.stdout:
+        if line.startswith("epoch 3/"):
+            process.send_signal(signal.SIGTERM)
+    process.stdout.close(), process.stderr.close()
+    assert process.wait() == 143
+    assert not list(tmp_path.rglob("*.tmp"))

@@ -1,0 +1,136 @@
+"""The documentation says what the code does, and its pictures are the ones the script draws."""
+
+import math
+import re
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+
+from docs import pictures
+from sparsereg.model.basic_l0_blocks import (
+    deterministic_gate,
+    prob_nonzero,
+    sample_hard_concrete,
+)
+from sparsereg.model.googlenet import WIDTHS, GoogleNet
+from sparsereg.size import count
+
+ROOT = Path(__file__).parents[1]
+METHOD = " ".join((ROOT / "docs" / "method.md").read_text(encoding="utf-8").split())
+PAGES = [page for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")] if page.exists()]
+PICTURES = ("hard_concrete.svg", "inception_block.svg")
+IMAGE = (3, 32, 32)
+
+
+def without_code(markdown: str) -> str:
+    return re.sub(r"```.*?```|`[^`\n]*`", "", markdown, flags=re.DOTALL)
+
+
+def formulas(markdown: str) -> list[str]:
+    return re.findall(r"\$\$.+?\$\$|\$[^$\n]+\$", without_code(markdown), flags=re.DOTALL)
+
+
+def test_the_stated_threshold_is_where_gates_open():
+    threshold = torch.tensor(math.log(1 / 11), dtype=torch.float64)
+    assert deterministic_gate(threshold - 1e-9) == 0 < deterministic_gate(threshold + 1e-9)
+    assert rf"\log \frac{{1}}{{11}} \approx {threshold:.3f}" in METHOD
+    probability = prob_nonzero(threshold).item()
+    assert probability == pytest.approx(1 / (1 + 11 ** (1 / 3)))
+    assert rf"\frac{{1}}{{1 + 11^{{1/3}}}} \approx {probability:.3f}" in METHOD
+
+
+@pytest.mark.parametrize("d", [0.5, 0.05])
+def test_the_table_of_initial_values(d):
+    log_alpha = math.log((1 - d) / d)
+    exact = torch.tensor(log_alpha, dtype=torch.float64)
+    p = prob_nonzero(exact).item()
+    at_zero, at_one = pictures.point_masses(log_alpha)
+    assert at_zero == pytest.approx(1 - p)
+    gate = deterministic_gate(exact).item()
+    numbers = f"{log_alpha:.4g} | {at_zero:.4f} | {at_one:.4f} | {gate:.4g} | {p:.4f}"
+    assert f"| {d} | {numbers} | {p * (1 - p):.4f} |" in METHOD
+
+
+@pytest.mark.parametrize("d, l_c0", [(0.5, 0.8318), (0.05, 0.9895)])
+def test_l_c0_of_a_new_network_is_the_stated_one(d, l_c0):
+    torch.manual_seed(0)
+    net = GoogleNet(droprate_init=d)
+    assert prob_nonzero(net.qz_loga()).mean().item() == pytest.approx(l_c0, abs=2e-4)
+    assert f"8 blocks, {len(net.gates)} layers, {len(net.qz_loga())} gates" in METHOD
+
+
+def test_the_stated_parameters_are_those_of_the_cut_network():
+    def parameters(*first_block):
+        return count((first_block, *WIDTHS[1:]), 10, IMAGE)[0]
+
+    dense = parameters(*WIDTHS[0])
+    assert f"The dense network has {dense:,} parameters" in METHOD
+    assert f"{dense - parameters(16, 31, 8, 8)} in all" in METHOD
+    assert f"5×5 branch of the picture is {dense - parameters(16, 32, 0, 8):,} parameters" in METHOD
+
+
+def test_dividing_by_the_temperature_moves_the_threshold_to_one_half():
+    log_alpha = 2 / 3 * torch.tensor(math.log(1 / 11), dtype=torch.float64)
+    assert torch.sigmoid(log_alpha / (2 / 3)).item() == pytest.approx(1 / 12)
+    assert prob_nonzero(log_alpha).item() == pytest.approx(1 / 2)
+
+
+@pytest.mark.parametrize("log_alpha", pictures.LOG_ALPHAS)
+def test_density_and_point_masses_make_one(log_alpha):
+    z = np.linspace(0, 1, 20_001)
+    inside = np.trapezoid(pictures.density(z, log_alpha), z)
+    assert inside + sum(pictures.point_masses(log_alpha)) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("log_alpha", pictures.LOG_ALPHAS)
+def test_density_and_point_masses_match_samples(log_alpha):
+    uniform = torch.linspace(0, 1, 100_002, dtype=torch.float64)[1:-1]
+    z = sample_hard_concrete(torch.tensor([float(log_alpha)]), uniform).numpy()
+    at_zero, at_one = pictures.point_masses(log_alpha)
+    assert (z == 0).mean() == pytest.approx(at_zero, abs=1e-4)
+    assert (z == 1).mean() == pytest.approx(at_one, abs=1e-4)
+    inside = z[(z > 0) & (z < 1)]
+    height, edges = np.histogram(inside, bins=50, range=(0, 1))
+    middle = (edges[1:] + edges[:-1]) / 2
+    expected = pictures.density(middle, log_alpha)
+    np.testing.assert_allclose(height / len(z) * 50, expected, rtol=0.01, atol=2e-3)
+
+
+def test_the_script_draws_the_pictures_of_this_folder(tmp_path):
+    pictures.main(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(PICTURES)
+    for name in PICTURES:
+        stored = (ROOT / "docs" / name).read_text(encoding="utf-8")
+        if f"Matplotlib v{matplotlib.__version__}," not in stored:
+            pytest.skip("another matplotlib drew the stored pictures, its glyphs may differ")
+        assert (tmp_path / name).read_text(encoding="utf-8") == stored
+
+
+def test_the_script_draws_the_same_twice(tmp_path):
+    for folder in ("first", "second"):
+        (tmp_path / folder).mkdir()
+        pictures.main(tmp_path / folder)
+    for name in PICTURES:
+        first, second = ((tmp_path / f / name).read_bytes() for f in ("first", "second"))
+        assert first == second
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_relative_links_lead_somewhere(page):
+    text = without_code(page.read_text(encoding="utf-8"))
+    targets = re.findall(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"", text)
+    targets = [(a or b).split("#")[0] for a, b in targets if "://" not in a + b]
+    missing = [t for t in targets if t and not (page.parent / t).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_github_renders_the_formulas(page):
+    """GitHub's Markdown eats a backslash before punctuation and forbids some macros."""
+    for formula in formulas(page.read_text(encoding="utf-8")):
+        assert not re.search(r"\\[^a-zA-Z]|\\operatorname|}_|\*", formula), formula
+        assert formula.count("{") == formula.count("}"), formula
+        assert len(re.findall(r"\\left\b", formula)) == len(re.findall(r"\\right\b", formula))
