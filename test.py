@@ -20,15 +20,17 @@ def main(cfg: DictConfig) -> None:
     import torch  # these imports take seconds: only when the settings are right
     from hydra.utils import instantiate
 
-    from sparsereg.checkpoint import load, read_checkpoint
+    from sparsereg.checkpoint import check_classes, load, read_checkpoint
     from sparsereg.module import L0Module
     from sparsereg.report import evaluate, print_summary
 
     torch.set_float32_matmul_precision(cfg.matmul_precision)
-    run_cfg, _ = settings_of(read_checkpoint(cfg.ckpt_path))
+    checkpoint = read_checkpoint(cfg.ckpt_path)
+    run_cfg, _ = settings_of(checkpoint)
     data = instantiate(run_cfg.data, _convert_="all")
     data.prepare_data()
     data.setup("test")
+    check_classes(checkpoint, data.classes)
 
     net = load(cfg.ckpt_path)
     module = L0Module(net, len(data.classes), optimizer=None, scheduler=None)

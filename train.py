@@ -22,7 +22,12 @@ def main(cfg: DictConfig) -> None:
     import torch
     from hydra.utils import instantiate
 
-    from sparsereg.checkpoint import AtomicCheckpointIO, load_weights, read_checkpoint
+    from sparsereg.checkpoint import (
+        AtomicCheckpointIO,
+        check_classes,
+        load_weights,
+        read_checkpoint,
+    )
     from sparsereg.module import L0Module
     from sparsereg.report import evaluate, finish
     from sparsereg.run_folder import claim_version
@@ -37,6 +42,8 @@ def main(cfg: DictConfig) -> None:
     data = instantiate(cfg.data, _convert_="all")
     data.prepare_data()
     data.setup("fit")
+    if cfg.resume_training:
+        check_classes(checkpoint, data.classes)
     net = instantiate(cfg.model, num_classes=len(data.classes))
     if checkpoint is not None:
         load_weights(net, checkpoint, new_gates=not cfg.resume_training)

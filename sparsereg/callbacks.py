@@ -70,10 +70,11 @@ class GateMonitor(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         net = pl_module.net
         size = measure(net, trainer.datamodule.image_shape)
-        pl_module.log("sparsity", size["sparsity"], prog_bar=True)
-        pl_module.log_dict({"params": float(size["params"]), "macs": float(size["macs"])})
+        pl_module.log("sparsity", size["sparsity"], prog_bar=True, sync_dist=True)
         layers = open_channels(net)
-        pl_module.log_dict({f"open_channels/{name}": float(n) for name, n in layers.items()})
+        counts = {"params": size["params"], "macs": size["macs"]}
+        counts |= {f"open_channels/{name}": n for name, n in layers.items()}
+        pl_module.log_dict({name: float(n) for name, n in counts.items()}, sync_dist=True)
         self.warn_collapsed(layers)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
@@ -122,4 +123,5 @@ class Throughput(pl.Callback):
             if pl_module.device.type == "cuda":
                 torch.cuda.synchronize()
             seconds = time.perf_counter() - self.start
-            pl_module.log("samples/s", self.samples / seconds, on_step=False, on_epoch=True)
+            rate = self.samples / seconds
+            pl_module.log("samples/s", rate, on_step=False, on_epoch=True, sync_dist=True)

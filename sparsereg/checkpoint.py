@@ -169,6 +169,16 @@ def check_fits(state: Mapping, own: Mapping) -> None:
         )
 
 
+def check_classes(checkpoint: dict, classes: list[str]) -> None:
+    """Raise UserError unless the data have the classes that the checkpoint was trained on."""
+    trained = checkpoint["sparsereg"]["data"]["classes"]
+    if trained != list(classes):
+        raise UserError(
+            f"the data have the classes {shorten(classes)}, but the checkpoint was trained on "
+            f"{shorten(trained)}: choose its data with data=… and data.root=…"
+        )
+
+
 def shorten(items: list[str]) -> str:
     return ", ".join(items[:2]) + (f" and {len(items) - 2} more" if len(items) > 2 else "")
 

@@ -63,12 +63,14 @@ class L0Module(pl.LightningModule):
             self.log("L_C0", l_c0, on_step=True, prog_bar=True)
         self.train_acc.update(logits, labels)
         per_epoch = {"train_loss": loss, "train_ce": ce, "train_acc": self.train_acc}
-        self.log_dict(per_epoch, on_step=False, on_epoch=True, batch_size=len(labels))
+        self.log_dict(
+            per_epoch, on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=True
+        )
         return loss
 
     def on_train_epoch_start(self) -> None:
         if self.net.qz_loga() is not None:
-            self.log("lambda_l0", float(self.lambda_l0))
+            self.log("lambda_l0", float(self.lambda_l0), sync_dist=True)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.evaluation_step(batch, "val", self.val_acc)

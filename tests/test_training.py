@@ -1,6 +1,7 @@
 """The commands of the contract, on the digits."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -202,8 +203,6 @@ def test_distributed(tmp_path):
         "        torch.save({'noise': self.state, 'net': net},\n"
         f"                   f'{tmp_path}/rank{{trainer.global_rank}}.pt')\n"
     )
-    import os
-
     result = run_process(
         "train.py",
         "data=digits",
@@ -224,4 +223,5 @@ def test_distributed(tmp_path):
     assert [p.name for p in (tmp_path / "lightning_logs").iterdir()] == ["version_0"]
     assert len(events(run_folder(tmp_path)).Scalars("val_acc")) == 1
     assert result.out.count("test accuracy") == 1
+    assert "sync_dist" not in result.err
     assert read_checkpoint(checkpoint_path(tmp_path))["global_step"] == 3

@@ -1,0 +1,60 @@
+"""Every option of every group composes, and the recipes are the published ones."""
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from sparsereg.command_line import CONFIG
+from sparsereg.settings import check_settings
+
+OPTIONS = [f"{path.parent.name}={path.stem}" for path in sorted(CONFIG.glob("*/*.yaml"))]
+
+
+def composed(*overrides: str):
+    with initialize_config_dir(str(CONFIG), version_base="1.3"):
+        return compose("train", overrides=list(overrides))
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_composes(option):
+    cfg = composed(option)
+    check_settings(cfg)
+    assert OmegaConf.to_container(cfg, resolve=True)
+    for group in ("model", "optimizer", "scheduler"):
+        instantiate(cfg[group])
+
+
+def test_defaults_of_the_contract():
+    cfg = composed()
+    flat = {
+        "ckpt_path": None,
+        "resume_training": False,
+        "without_using_gate": False,
+        "lambda_l0": 0.5,
+        "droprate_init": 0.5,
+        "seed": 42,
+    }
+    assert {key: cfg[key] for key in flat} == flat
+    assert cfg.data.name == "cifar10" and cfg.model.sampling == "per_sample"
+
+
+@pytest.mark.parametrize(
+    "experiment, milestones, gamma",
+    [("scratch_l0", [100, 150], 0.1), ("finetune_l0", [10, 60, 100, 130, 160], 0.5)],
+)
+def test_published_recipes(experiment, milestones, gamma):
+    cfg = composed(f"experiment={experiment}", "lambda_l0=10")
+    assert cfg.trainer.max_epochs == 180 and cfg.data.batch_size == 128
+    assert (cfg.optimizer.lr, cfg.optimizer.weight_decay) == (1e-3, 1e-4)
+    assert list(cfg.scheduler.milestones) == milestones and cfg.scheduler.gamma == gamma
+    assert list(cfg.data.crop_scale) == [0.8, 1.0] and list(cfg.data.crop_ratio) == [0.9, 1.1]
+    assert cfg.data.name == "cifar10" and cfg.data.flip is True
+    assert cfg.lambda_l0 == 10, "the command line overrides the recipe"
+    assert "Digits" in composed(f"experiment={experiment}", "data=digits").data._target_
+
+
+def test_gpu_trainer():
+    cfg = composed("trainer=gpu")
+    assert cfg.trainer.accelerator == "gpu" and cfg.trainer.precision == "bf16-mixed"
+    assert cfg.matmul_precision == "high" and cfg.trainer.max_epochs == 180
