@@ -21,7 +21,7 @@ import torchvision
 from torchvision import transforms as T
 
 from sparsereg.data.augment import augment, normalize
-from sparsereg.data.pipeline import BatchIndices
+from sparsereg.data.batch_indices import BatchIndices
 
 BATCH, IMAGES, SIZE = 128, 50_000, 32
 SCALE, RATIO = (0.8, 1.0), (0.9, 1.1)

@@ -124,10 +124,6 @@ def network_state(checkpoint: dict) -> dict:
     return state
 
 
-def is_gated(checkpoint: dict) -> bool:
-    return any(key.endswith("qz_loga") for key in checkpoint["state_dict"])
-
-
 def load_weights(net: nn.Module, checkpoint: dict, new_gates: bool = False) -> None:
     """Load a checkpoint's weights into `net`, strictly.
 

@@ -48,6 +48,14 @@ def run_process(script: str, *arguments: str, **options) -> Result:
     return Result(process.returncode, out, err, time.perf_counter() - start)
 
 
+def assert_one_line(result: Result, *words: str) -> None:
+    assert result.code == 1, result.out + result.err
+    lines = [line for line in result.err.splitlines() if line.strip()]
+    assert len(lines) == 1 and lines[0].startswith("error: "), result.err
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
 @pytest.fixture
 def command(monkeypatch, capfd):
     """Run a script in this process, which saves the seconds of the imports."""

@@ -1,27 +1,16 @@
 """A user's mistake: one line with the key, the value and the remedy, exit code 1, no traceback."""
 
-import os
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import SHORT, Result, checkpoint_path, run_process
-from PIL import Image
+from conftest import SHORT, assert_one_line, checkpoint_path, run_process
 
 from sparsereg.model.basic_l0_blocks import SAMPLING
 from sparsereg.model.googlenet import ACTIVATIONS
 from sparsereg.settings import ACTIVATIONS as ALLOWED_ACTIVATIONS
 from sparsereg.settings import SAMPLING as ALLOWED_SAMPLING
-
-
-def assert_one_line(result: Result, *words: str) -> None:
-    assert result.code == 1, result.out + result.err
-    lines = [line for line in result.err.splitlines() if line.strip()]
-    assert len(lines) == 1 and lines[0].startswith("error: "), result.err
-    for word in words:
-        assert word in lines[0], lines[0]
-
 
 SETTINGS = [  # command line, what the line must say
     ("resume_training=true", ["resume_training=true", "ckpt_path="]),
@@ -200,97 +189,6 @@ def test_gated_checkpoint_for_a_network_without_gates(command, trained, tmp_path
         f"output_dir={tmp_path / 'out'}",
     )
     assert_one_line(result, "has gates", "qz_loga", "without_using_gate=false")
-
-
-def test_batch_larger_than_the_training_set(command, tmp_path):
-    result = command("train.py", *SHORT, "data.batch_size=5000", f"output_dir={tmp_path / 'out'}")
-    assert_one_line(result, "data.batch_size=5000", "1257")
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("devices", ["99", "0", "-5", "many"])
-def test_devices(devices, tmp_path):
-    result = run_process("train.py", "trainer=cpu", f"trainer.devices={devices}")
-    assert_one_line(result, f"trainer.devices={devices}")
-    assert result.seconds < 3
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-@pytest.mark.parametrize("trainer", ["gpu", "ddp"])
-def test_no_gpu(trainer, command, tmp_path):
-    result = command("train.py", f"trainer={trainer}", f"output_dir={tmp_path / 'out'}")
-    assert_one_line(result, "trainer.accelerator=gpu", "no GPU", "trainer=cpu")
-
-
-def test_unwritable_folders(command, tmp_path):
-    file = tmp_path / "file"
-    file.write_text("in the way")
-    result = command("train.py", *SHORT, f"output_dir={file}/out")
-    assert_one_line(result, f"output_dir={file}/out", "cannot be written")
-    result = command("train.py", "trainer=cpu", f"data.root={file}/data")
-    assert_one_line(result, f"{file}/data")
-    assert file.read_text() == "in the way"
-
-
-def test_cifar10_absent_and_not_downloadable(tmp_path):
-    offline = {"https_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
-    result = run_process(
-        "train.py", "trainer=cpu", f"data.root={tmp_path}", env={**os.environ, **offline}
-    )
-    words = ["cifar-10-python.tar.gz", str(tmp_path), "data=digits"]
-    assert_one_line(result, *words)
-
-
-def test_cifar10_archive_corrupt(tmp_path):
-    offline = {"https_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
-    archive = tmp_path / "cifar-10-python.tar.gz"
-    archive.write_bytes(b"half a download")
-    result = run_process(
-        "train.py", "trainer=cpu", f"data.root={tmp_path}", env={**os.environ, **offline}
-    )
-    assert_one_line(result, str(archive), "corrupt")
-    assert archive.read_bytes() == b"half a download"
-
-
-def image_folder(root: Path, train: str = "ab", test: str = "ab") -> Path:
-    for part, names in (("train", train), ("test", test)):
-        for name in names:
-            (root / part / name).mkdir(parents=True)
-            for i in range(4):
-                Image.new("RGB", (20, 20), (i, 0, 0)).save(root / part / name / f"{i}.png")
-    return root
-
-
-def empty(root: Path) -> None:
-    (root / "train").mkdir()
-    (root / "test").mkdir()
-
-
-def unreadable(root: Path) -> None:
-    (image_folder(root) / "train/a/2.png").write_bytes(b"no image")
-
-
-FOLDERS = {
-    "no root": (None, ["data.root"]),
-    "missing": (lambda root: root.rmdir(), ["data.root"]),
-    "empty": (empty, ["train"]),
-    "unreadable image": (unreadable, ["train/a/2.png"]),
-    "other classes": (lambda root: image_folder(root, "ab", "bc"), ["a", "c", "test"]),
-    "batch too large": (image_folder, ["data.batch_size=128"]),
-}
-
-
-@pytest.mark.parametrize("kind", FOLDERS)
-def test_image_folders(kind, command, tmp_path):
-    make, words = FOLDERS[kind]
-    root = tmp_path / "images"
-    root.mkdir()
-    arguments = ["data=image_folder", "trainer=cpu", f"output_dir={tmp_path / 'out'}"]
-    if make is not None:
-        make(root)
-        arguments.append(f"data.root={root}")
-    assert_one_line(command("train.py", *arguments), *words)
-    assert not (tmp_path / "out").exists()
 
 
 def test_test_needs_a_checkpoint(tmp_path):

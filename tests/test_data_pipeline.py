@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from sparsereg import data as data_sets
 from sparsereg.data import Digits, ImageData
-from sparsereg.data.pipeline import BatchIndices
+from sparsereg.data.batch_indices import BatchIndices
 from sparsereg.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parents[1] / "config" / "data").glob("*.yaml"))
@@ -183,7 +183,6 @@ def expected_labels(data: Digits, epoch: int) -> list[int]:
     return data.splits.train.labels[flat(epoch_of(indices, epoch))].tolist()
 
 
-@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
 def test_lightning_sets_the_epoch_also_after_a_resume(tmp_path):
     module = fit(2, tmp_path, seed=7)
     data = ready(seed=7)
@@ -192,7 +191,6 @@ def test_lightning_sets_the_epoch_also_after_a_resume(tmp_path):
     assert resumed.labels == {2: expected_labels(data, 2)}
 
 
-@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
 def test_only_training_images_are_augmented(tmp_path):
     torch.manual_seed(0)
     module = fit(2, tmp_path, batch_size=1257, crop_scale=[0.1, 0.3])

@@ -1,7 +1,6 @@
 """A folder of images, one sub-folder per class, decoded once and cached."""
 
 import hashlib
-import logging
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,8 +16,6 @@ from sparsereg.errors import UserError
 
 CACHE_VERSION = 1  # raise it when the decoding or the contents of the file change
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"}
-
-log = logging.getLogger(__name__)
 
 
 class ImageFolder(ImageData):
@@ -69,7 +66,7 @@ class ImageFolder(ImageData):
         for part, images in parts.items():
             files = [file for name in classes for file in images[name]]
             labels = [label for label, name in enumerate(classes) for _ in images[name]]
-            log.info("decoding %d images of %s", len(files), self.root / part)
+            print(f"decoding {len(files)} images of {self.root / part}, once", flush=True)
             data[part] = LabelledImages(decode(files, self.image_size), torch.tensor(labels))
         if "val" not in data:
             count = len(data["train"].labels)

@@ -7,17 +7,17 @@ and it is augmented and normalised on its device. A data set only has to impleme
 
 import functools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from sparsereg.data.augment import augment, normalize, to_float
+from sparsereg.data.batch_indices import BatchIndices
 from sparsereg.errors import UserError
 
 SPLIT_SEED = 1712_01312  # of the training/validation split: the same for every run's seed
@@ -53,54 +53,6 @@ def split(data: LabelledImages, *sizes: int) -> list[LabelledImages]:
     generator = torch.Generator().manual_seed(SPLIT_SEED)
     order = torch.randperm(len(data.labels), generator=generator)
     return [LabelledImages(data.images[i], data.labels[i]) for i in order.split(sizes)]
-
-
-class BatchIndices(Sampler[Tensor]):
-    """Yields one index tensor (batch,) per batch.
-
-    Args:
-        size: number of images.
-        batch_size: indices per batch and rank.
-        seed: shuffles; the order depends on (seed, epoch) alone. None: in order, and the
-            incomplete last batch is kept.
-        rank, world_size: this process takes every world_size-th index from rank on. Shuffled,
-            all ranks get the same number of batches.
-        device: of the index tensors; they are moved there once an epoch.
-    """
-
-    def __init__(
-        self,
-        size: int,
-        batch_size: int,
-        seed: int | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self.size, self.batch_size, self.seed = size, batch_size, seed
-        self.rank, self.world_size, self.device = rank, world_size, device
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this at the start of every epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        if self.seed is not None:
-            return self.size // self.world_size // self.batch_size
-        return -(-len(range(self.rank, self.size, self.world_size)) // self.batch_size)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        order = self._order()[self.rank :: self.world_size].to(self.device)
-        for batch in range(len(self)):
-            yield order[batch * self.batch_size : (batch + 1) * self.batch_size]
-
-    def _order(self) -> Tensor:
-        if self.seed is None:
-            return torch.arange(self.size)
-        mixed = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1, np.uint64)
-        generator = torch.Generator().manual_seed(int(mixed[0]))
-        return torch.randperm(self.size, generator=generator)
 
 
 class ImageData(pl.LightningDataModule):

@@ -1,0 +1,51 @@
+"""Draws docs/curves.svg from the runs in docs/results: `python docs/curves.py`."""
+
+import csv
+import json
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+FOLDER = Path(__file__).parent
+COLORS = ("#767676", "#0072B2", "#D55E00", "#009E73")  # Okabe and Ito, for colour-blind readers
+STYLE = {"svg.hashsalt": "sparsereg", "font.family": "DejaVu Sans", "font.size": 9}
+PANELS = {"L_C0": "L_C0", "val_acc": "validation accuracy", "sparsity": "sparsity"}
+
+
+def read_curve(run: Path, tag: str) -> tuple[list[int], list[float]]:
+    """Steps and values of one tag of a run's metrics.csv; empty if it was not logged."""
+    with open(run / "metrics.csv", encoding="utf-8") as file:
+        points = [
+            (int(row["step"]), float(row[tag])) for row in csv.DictReader(file) if row.get(tag)
+        ]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def draw(runs: list[Path]) -> Figure:
+    figure = Figure(figsize=(8.4, 2.9), layout="constrained")
+    for ax, (tag, title) in zip(figure.subplots(1, 3), PANELS.items(), strict=True):
+        for run, color in zip(runs, COLORS, strict=False):
+            steps, values = read_curve(run, tag)
+            marker = "" if len(steps) > 20 else "o"
+            if steps:
+                ax.plot(steps, values, marker=marker, ms=3, color=color, label=run.name)
+        ax.set(title=title, xlabel="step")
+        ax.spines[["top", "right"]].set_visible(False)
+    figure.axes[1].legend(frameon=False)
+    return figure
+
+
+def main(folder: Path = FOLDER) -> None:
+    runs = sorted(path.parent for path in (FOLDER / "results").glob("*/summary.json"))
+    with mpl.rc_context(STYLE):
+        draw(runs).savefig(folder / "curves.svg", metadata={"Date": None})
+    for run in runs:
+        summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+        l_c0 = "" if summary["L_C0"] is None else f"{summary['L_C0']:.4f}"
+        accuracies = f"{summary['val_acc']:.2%} | {summary['test_acc']:.2%}"
+        print(f"| {run.name} | {accuracies} | {l_c0} | {summary['sparsity']:.4f} |")
+
+
+if __name__ == "__main__":
+    main()
