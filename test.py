@@ -9,7 +9,8 @@ from omegaconf import DictConfig
 
 from sparsereg import command_line
 from sparsereg.errors import UserError
-from sparsereg.settings import check_devices, check_settings, settings_of
+from sparsereg.resume import settings_of
+from sparsereg.settings import check_devices, check_settings
 
 
 def main(cfg: DictConfig) -> None:

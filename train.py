@@ -12,7 +12,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from sparsereg import command_line
-from sparsereg.settings import check_devices, check_resumable, check_settings, run_settings
+from sparsereg.resume import check_resumable, run_settings
+from sparsereg.settings import check_devices, check_settings
 
 
 def main(cfg: DictConfig) -> None:

@@ -84,7 +84,7 @@ class L0Module(pl.LightningModule):
         accuracy.update(logits, labels)
         loss = F.cross_entropy(logits, labels)
         self.log(f"{split}_loss", loss, batch_size=len(labels), sync_dist=True)
-        self.log(f"{split}_acc", accuracy, batch_size=len(labels), prog_bar=True)
+        self.log(f"{split}_acc", accuracy, batch_size=len(labels))
 
     def on_validation_start(self) -> None:
         # Processes that train together keep their own BatchNorm statistics since the last step:

@@ -4,7 +4,7 @@ Inception: Szegedy et al. 2015, arXiv 1409.4842; gates: Louizos et al. 2018, arX
 The dense network has 260,650 parameters, 32 gate layers and 832 gates.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +67,12 @@ class InceptionBlock(nn.Module):
     """
 
     def __init__(
-        self, c_in: int, reduce: Sequence[int], widths: Sequence[int], act_fn_name: str, gate
+        self,
+        c_in: int,
+        reduce: Sequence[int],
+        widths: Sequence[int],
+        act_fn_name: str,
+        gate: Callable[[int], L0Gate] | None,
     ):
         super().__init__()
         r3, r5 = reduce

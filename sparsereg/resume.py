@@ -1,0 +1,85 @@
+"""The settings of a run that goes on, or is tested: they come with its checkpoint."""
+
+import re
+from typing import Any
+
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from sparsereg.errors import UserError
+from sparsereg.settings import check_devices, check_settings, to_plain
+
+# What is replayed from a checkpoint only chooses among this repository's own configuration files
+# and sets plain values: no interpolation (it could read the environment), no class to call.
+HARMLESS = re.compile(r"(?!.*(\$\{|_target_))[A-Za-z][\w./]*=.*", re.DOTALL)
+
+
+def settings_of(checkpoint: dict) -> tuple[DictConfig, list[str]]:
+    """Settings of the run that wrote a checkpoint, changed by this command line.
+
+    Returns:
+        The configuration, and the overrides that lead to it.
+
+    Raises:
+        UserError: the checkpoint asks for more than plain values.
+    """
+    saved = checkpoint["sparsereg"]["overrides"]
+    refused = [o for o in saved if not HARMLESS.fullmatch(o)]
+    if refused:
+        raise UserError(f"the checkpoint's settings are not plain values: {refused[0]}")
+    given = HydraConfig.get().overrides.task
+    keys = {o.split("=")[0] for o in given}
+    overrides = [o for o in saved if o.split("=")[0] not in keys] + list(given)
+    return compose("train", overrides=overrides), overrides
+
+
+def run_settings(cfg: DictConfig, checkpoint: dict | None) -> tuple[DictConfig, dict]:
+    """The configuration of this run, and what its checkpoints say of it in plain types.
+
+    A resumed run has the settings of its checkpoint, except those given again.
+    """
+    overrides = list(HydraConfig.get().overrides.task)
+    if cfg.resume_training:
+        cfg, overrides = settings_of(checkpoint)
+        check_settings(cfg)
+        check_devices(cfg.trainer)
+    starts = ("ckpt_path", "resume_training")
+    plain = to_plain(cfg)
+    record = {
+        "overrides": [o for o in overrides if o.split("=")[0] not in starts],
+        "config": plain,
+        "network": {k: v for k, v in plain["model"].items() if k != "_target_"},
+    }
+    return cfg, record
+
+
+def check_resumable(checkpoint: dict, cfg: DictConfig) -> None:
+    """Raise UserError unless the checkpoint's run can go on with these settings."""
+    gated = any(key.endswith("qz_loga") for key in checkpoint["state_dict"])
+    if gated == cfg.without_using_gate:
+        raise UserError(
+            f"without_using_gate={str(cfg.without_using_gate).lower()}, but the checkpoint was "
+            f"trained with{'' if gated else 'out'} gates: resume with "
+            f"without_using_gate={str(not gated).lower()}"
+        )
+    before, now = checkpoint["sparsereg"]["config"], to_plain(cfg)
+    for key in ("model", "optimizer", "scheduler", "gate_lr"):
+        for name, old, new in differences(key, before[key], now[key]):
+            raise UserError(
+                f"{name}={new}, but the checkpoint was trained with {old}: a resumed run keeps it; "
+                "resume_training=false starts a new run with its weights"
+            )
+    if checkpoint["epoch"] + 1 >= cfg.trainer.max_epochs and checkpoint["global_step"] > 0:
+        raise UserError(
+            f"nothing left to train: the checkpoint has {checkpoint['epoch'] + 1} of "
+            f"trainer.max_epochs={cfg.trainer.max_epochs} epochs"
+        )
+
+
+def differences(name: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:
+    """(key, old value, new value) of all values that differ in two plain configurations."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(key for key in new if key not in old)]
+        return [d for key in keys for d in differences(f"{name}.{key}", old.get(key), new.get(key))]
+    return [] if old == new else [(name, old, new)]
