@@ -9,13 +9,14 @@ from omegaconf import DictConfig
 
 from sparsereg import command_line
 from sparsereg.errors import UserError
-from sparsereg.resume import settings_of
+from sparsereg.resume import refuse_other_groups, settings_of
 from sparsereg.settings import check_devices, check_settings
 
 
 def main(cfg: DictConfig) -> None:
     if cfg.ckpt_path is None:
         raise UserError("ckpt_path=… is needed, the checkpoint to test")
+    refuse_other_groups("ckpt_path", "data", "trainer", "matmul_precision")
     check_settings(cfg)
     check_devices(cfg.trainer)
     import torch  # these imports take seconds: only when the settings are right
@@ -40,4 +41,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main, config_name="train")
+    command_line.run(main)

@@ -63,8 +63,8 @@ def main(cfg: DictConfig) -> None:
     runs = Path(cfg.output_dir) / "lightning_logs"
     version = claim_version(runs, cfg)
     trainer = instantiate(cfg.trainer, _convert_="all")(
-        callbacks=[instantiate(c, _convert_="all") for c in cfg.callbacks.values()],
-        logger=[instantiate(logger, version=version) for logger in cfg.logger.values()],
+        callbacks=[instantiate(c, _convert_="all") for c in cfg.callbacks.values() if c],
+        logger=[instantiate(logger, version=version) for logger in cfg.logger.values() if logger],
         plugins=[AtomicCheckpointIO()],
     )
     start = time.perf_counter()
@@ -79,4 +79,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main, config_name="train")
+    command_line.run(main)

@@ -7,9 +7,10 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
-from sparsereg.command_line import Stopped, stop_on_signals
+from sparsereg.command_line import Stopped, as_argument, stop_on_signals
 from sparsereg.errors import UserError
 from sparsereg.size import measure, open_channels
 
@@ -59,9 +60,13 @@ class StopOnSignals(pl.Callback):
             return
         if trainer.strategy.launcher is not None:
             trainer.strategy.launcher.kill(signal.SIGTERM)
-        last = trainer.checkpoint_callback.last
-        if trainer.is_global_zero and last.exists():
-            print(f"stopped; to go on: python train.py ckpt_path={last} resume_training=true")
+        files = trainer.checkpoint_callback
+        if trainer.is_global_zero and files.last.exists():
+            if trainer.state.fn == TrainerFn.FITTING:
+                command = f"python train.py {as_argument(files.last)} resume_training=true"
+            else:
+                command = f"python test.py {as_argument(files.best)}"
+            print(f"stopped; to go on: {command}", flush=True)
 
 
 class GateMonitor(pl.Callback):

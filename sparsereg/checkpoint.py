@@ -3,7 +3,6 @@
 import io
 import os
 import pickle
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -45,15 +44,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class BestAndLast(pl.callbacks.Checkpoint):
-    """Keeps `last.ckpt`, always of the newest epoch, and `best.ckpt` by `monitor`.
+    """Keeps `last.ckpt`, always of the newest epoch, and `best.ckpt`, of the highest `val_acc`.
 
     Lightning's ModelCheckpoint leaves its `last.ckpt` stale when the monitored value does not
     improve, and forgets the best score when a resumed run has a new folder. On a tie the newer
     epoch is the better one: gates have closed since.
     """
 
-    def __init__(self, monitor: str = "val_acc"):
-        self.monitor = monitor
+    def __init__(self):
+        self.validated = False
         self.best_score = -float("inf")
         self.folder = Path()
 
@@ -80,14 +79,18 @@ class BestAndLast(pl.callbacks.Checkpoint):
         """A resumed run starts with the best checkpoint of the run it continues."""
         if earlier.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(earlier, self.best)
+            write_atomically(self.best, earlier.read_bytes())
         else:
             self.best_score = -float("inf")
 
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.validated = not trainer.sanity_checking
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        score = trainer.callback_metrics.get(self.monitor)
-        if score is not None and score >= self.best_score:
-            self.best_score = score.item()
+        score = trainer.callback_metrics["val_acc"].item() if self.validated else -float("inf")
+        self.validated = False  # not every epoch need be validated
+        if score >= self.best_score and score > -float("inf"):
+            self.best_score = score
             trainer.save_checkpoint(self.best, weights_only=False)
         trainer.save_checkpoint(self.last, weights_only=False)
 
@@ -112,9 +115,22 @@ def read_checkpoint(path: str | Path) -> dict:
         raise UserError(
             f"ckpt_path={path} cannot be loaded safely (weights_only=True): {reason}"
         ) from None
-    if not isinstance(checkpoint, Mapping) or not checkpoint.keys() >= {"sparsereg", "state_dict"}:
+    if not is_ours(checkpoint):
         raise UserError(f"ckpt_path={path} was not written by sparsereg's train.py")
     return checkpoint
+
+
+def is_ours(checkpoint: object) -> bool:
+    """Has it all that train.py and test.py read?"""
+    parts = {
+        "state_dict": set(),
+        "loops": {"fit_loop"},
+        "sparsereg": {"overrides", "config", "network", "data"},
+    }
+    return isinstance(checkpoint, Mapping) and all(
+        isinstance(checkpoint.get(part), Mapping) and keys <= checkpoint[part].keys()
+        for part, keys in parts.items()
+    )
 
 
 def network_state(checkpoint: dict) -> dict:

@@ -5,6 +5,7 @@ import errno
 import logging
 import os
 import re
+import shlex
 import signal
 import sys
 import warnings
@@ -12,8 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException, InstantiationException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -21,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sparsereg.errors import UserError
 
 CONFIG = Path(__file__).parent.parent / "config"
+FLAGS = ("--multirun", "-m", "--help", "-h", "--hydra-help", "--version")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -42,7 +45,7 @@ def stop_on_signals() -> None:
         signal.signal(signum, stop)
 
 
-def run(task: Callable[[DictConfig], None], config_name: str) -> None:
+def run(task: Callable[[DictConfig], None]) -> None:
     """Run `task(cfg)` with the configuration that Hydra makes of the command line.
 
     Exit codes: 0, 1 after an error, 128 + number of the signal that stopped the run.
@@ -52,28 +55,43 @@ def run(task: Callable[[DictConfig], None], config_name: str) -> None:
     quieten()
     failed = []
 
+    def fail(message: str) -> None:
+        if message in failed:
+            return
+        failed.append(message)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # once for all processes of a run
+            print(f"error: {message}", file=sys.stderr, flush=True)
+
     def job(cfg: DictConfig) -> None:
         try:
             task(cfg)
         except Exception as error:
             message = explain(error)
-            if message is None or HydraConfig.get().mode == RunMode.MULTIRUN:
-                raise  # a bug; or one job of several: Hydra runs the others first
-            failed.append(message)
+            if message is None:
+                raise
+            fail(message)
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise  # Hydra runs the other jobs first, in whichever processes they are
 
     try:
         check_arguments(sys.argv[1:])
-        hydra.main(version_base="1.3", config_path=str(CONFIG), config_name=config_name)(job)()
+        hydra.main(version_base="1.3", config_path=str(CONFIG), config_name="train")(job)()
     except Stopped as stopped:
         sys.exit(128 + stopped.signum)
     except Exception as error:
         message = explain(error)
         if message is None:
             raise
-        failed.append(message)
+        fail(message)
     if failed:
-        print(f"error: {failed[0]}", file=sys.stderr)
         sys.exit(1)
+
+
+def as_argument(path: Path) -> str:
+    """`ckpt_path=…` as it can be typed, whatever characters the path has."""
+    if re.fullmatch(r"[\w./~-]+", str(path)):
+        return f"ckpt_path={path}"
+    return shlex.quote(f'ckpt_path="{path}"')
 
 
 def quieten() -> None:
@@ -81,7 +99,6 @@ def quieten() -> None:
     for package in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(f"{package}.utilities.rank_zero").setLevel(logging.WARNING)
     for message in (
-        r".*does not have many workers.*",  # the data are in memory: there are no workers
         r".*LeafSpec.*",  # Lightning's own use of a deprecated torch name
         r".*Experiment logs directory .* exists and is not empty.*",  # the folder is claimed first
         r".*number of training batches .* smaller than the logging interval.*",
@@ -91,8 +108,12 @@ def quieten() -> None:
 
 def explain(error: BaseException) -> str | None:
     """One line for a user's mistake; None for a bug."""
+    while isinstance(error, InstantiationException) and error.__cause__:
+        error = error.__cause__
     if isinstance(error, UserError):
         return str(error)
+    if type(error).__name__ == "MisconfigurationException":  # Lightning's, without its import
+        return "trainer: " + " ".join(str(error).split())
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return f"{error.strerror}: {error.filename or 'output_dir'}; free some space"
     if isinstance(error, OverrideParseException):
@@ -117,14 +138,17 @@ def explain_override(text: str) -> str:
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(word, [k for k in known if k != word], n=1, cutoff=0.6)
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def known_settings() -> list[str]:
     """Every key that can be set with the default choice of groups, and the groups themselves."""
-    with hydra.initialize_config_dir(str(CONFIG), version_base="1.3"):
+    if GlobalHydra.instance().is_initialized():
         cfg = hydra.compose("train")
+    else:
+        with hydra.initialize_config_dir(str(CONFIG), version_base="1.3"):
+            cfg = hydra.compose("train")
     names = [path.name for path in CONFIG.iterdir() if path.is_dir()]
 
     def walk(node: DictConfig, prefix: str) -> None:
@@ -140,8 +164,18 @@ def known_settings() -> list[str]:
 
 def check_arguments(arguments: list[str]) -> None:
     """Refuse what Hydra would take without a word (`+misspelt=1`), or answer with a traceback."""
-    for argument in arguments:
-        key, _, value = argument.lstrip("+~").partition("=")
+    remaining = iter(arguments)
+    for argument in remaining:
+        if argument in ("--cfg", "-c"):
+            next(remaining, None)  # job, hydra or all
+            continue
+        key, equals, value = argument.lstrip("+~").partition("=")
+        if argument.startswith("-"):
+            if argument not in FLAGS:
+                raise UserError(f"unknown option {argument}; settings are written KEY=VALUE")
+            continue
+        if not key or not equals:
+            raise UserError(f"'{argument}' is not a setting; write KEY=VALUE")
         if argument.startswith(("+", "~")):
             known = known_settings()
             hint = f"; write '{key}=…'" if key in known else did_you_mean(key, known)

@@ -101,7 +101,10 @@ class L0Module(pl.LightningModule):
             groups.append({"params": gates, "name": "gates", "weight_decay": 0.0})
             if self.gate_lr is not None:
                 groups[1]["lr"] = self.gate_lr
-        optimizer = self.optimizer(groups)
+        try:
+            optimizer = self.optimizer(groups)
+        except ValueError as error:  # torch's checks, as of Nesterov without momentum
+            raise UserError(f"optimizer: {error}") from error
         total_steps = int(self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": self.scheduler(optimizer, total_steps)}
 

@@ -70,7 +70,8 @@ def finish(trainer: pl.Trainer, cfg: DictConfig, results: dict, folder: Path) ->
         return
     print_summary(results)
     (folder / "summary.json").write_text(json.dumps(results, indent=1) + "\n")
+    settings = {k: v for k, v in to_plain(cfg).items() if k not in ("callbacks", "logger")}
     final = {f"final/{key}": value for key, value in results.items() if isinstance(value, float)}
     logger = TensorBoardLogger(folder.parent, "", folder.name)
-    logger.log_hyperparams(to_plain(cfg), final)
+    logger.log_hyperparams(settings, final)
     logger.finalize("success")

@@ -1,18 +1,30 @@
 """The settings of a run that goes on, or is tested: they come with its checkpoint."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from sparsereg.command_line import CONFIG
 from sparsereg.errors import UserError
 from sparsereg.settings import check_devices, check_settings, to_plain
 
 # What is replayed from a checkpoint only chooses among this repository's own configuration files
 # and sets plain values: no interpolation (it could read the environment), no class to call.
-HARMLESS = re.compile(r"(?!.*(\$\{|_target_))[A-Za-z][\w./]*=.*", re.DOTALL)
+HARMLESS = re.compile(r"(?!hydra)(?!.*(\$\{|_target_))[A-Za-z][\w.]*=.*", re.DOTALL)
+
+
+STARTS = ("ckpt_path", "resume_training")  # what starts this run only
+
+
+def is_harmless(override: str) -> bool:
+    key, _, value = override.partition("=")
+    if (CONFIG / key).is_dir():
+        return value.isidentifier() and (CONFIG / key / f"{value}.yaml").is_file()
+    return HARMLESS.fullmatch(override) is not None
 
 
 def settings_of(checkpoint: dict) -> tuple[DictConfig, list[str]]:
@@ -25,12 +37,15 @@ def settings_of(checkpoint: dict) -> tuple[DictConfig, list[str]]:
         UserError: the checkpoint asks for more than plain values.
     """
     saved = checkpoint["sparsereg"]["overrides"]
-    refused = [o for o in saved if not HARMLESS.fullmatch(o)]
+    refused = [o for o in saved if not is_harmless(o)]
     if refused:
         raise UserError(f"the checkpoint's settings are not plain values: {refused[0]}")
     given = HydraConfig.get().overrides.task
     keys = {o.split("=")[0] for o in given}
-    overrides = [o for o in saved if o.split("=")[0] not in keys] + list(given)
+    # another data set or optimizer has other keys; every trainer has the same
+    chosen = {key for key in keys if (CONFIG / key).is_dir()} - {"trainer"}
+    kept = [o for o in saved if o.split("=")[0] not in keys and o.split(".")[0] not in chosen]
+    overrides = [*kept, *given]
     return compose("train", overrides=overrides), overrides
 
 
@@ -44,14 +59,29 @@ def run_settings(cfg: DictConfig, checkpoint: dict | None) -> tuple[DictConfig, 
         cfg, overrides = settings_of(checkpoint)
         check_settings(cfg)
         check_devices(cfg.trainer)
-    starts = ("ckpt_path", "resume_training")
     plain = to_plain(cfg)
     record = {
-        "overrides": [o for o in overrides if o.split("=")[0] not in starts],
+        "overrides": [to_replay(o) for o in overrides if o.split("=")[0] not in STARTS],
         "config": plain,
         "network": {k: v for k, v in plain["model"].items() if k != "_target_"},
     }
     return cfg, record
+
+
+def to_replay(override: str) -> str:
+    """An override that means the same in any working directory."""
+    key, _, value = override.partition("=")
+    if key in ("data.root", "data.cache_dir") and value != "null":
+        return f"{key}={Path(value).expanduser().absolute()}"
+    return override
+
+
+def refuse_other_groups(*allowed: str) -> None:
+    """Raise UserError for a setting on the command line that would have no effect."""
+    for override in HydraConfig.get().overrides.task:
+        if re.split(r"[.=]", override)[0] not in allowed:
+            names = ", ".join(allowed)
+            raise UserError(f"{override}: the checkpoint knows it; test.py takes {names}")
 
 
 def check_resumable(checkpoint: dict, cfg: DictConfig) -> None:
@@ -70,9 +100,10 @@ def check_resumable(checkpoint: dict, cfg: DictConfig) -> None:
                 f"{name}={new}, but the checkpoint was trained with {old}: a resumed run keeps it; "
                 "resume_training=false starts a new run with its weights"
             )
-    if checkpoint["epoch"] + 1 >= cfg.trainer.max_epochs and checkpoint["global_step"] > 0:
+    epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    if epochs >= cfg.trainer.max_epochs:
         raise UserError(
-            f"nothing left to train: the checkpoint has {checkpoint['epoch'] + 1} of "
+            f"nothing left to train: the checkpoint has {epochs} of "
             f"trainer.max_epochs={cfg.trainer.max_epochs} epochs"
         )
 

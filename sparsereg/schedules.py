@@ -3,6 +3,8 @@
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import MultiStepLR, OneCycleLR
 
+from sparsereg.errors import UserError
+
 
 def multistep(optimizer: Optimizer, total_steps: int, milestones: list[int], gamma: float) -> dict:
     """Multiply the learning rates by `gamma` after each of the `milestones` (epochs)."""
@@ -19,7 +21,15 @@ def one_cycle(
     """One cycle over the run (Smith and Topin 2018, arXiv 1708.07120).
 
     Each parameter group peaks at its own learning rate.
+
+    Raises:
+        UserError: the run has too few steps to rise.
     """
+    if pct_start * total_steps <= 1:
+        raise UserError(
+            f"scheduler.pct_start={pct_start} of {total_steps} steps is too short to rise: "
+            "train longer or choose a larger share"
+        )
     peaks = [group["lr"] for group in optimizer.param_groups]
     scheduler = OneCycleLR(
         optimizer,

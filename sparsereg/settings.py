@@ -12,6 +12,9 @@ from sparsereg.errors import UserError
 
 ACTIVATIONS = ("relu", "leakyrelu", "gelu", "tanh")
 SAMPLING = ("per_sample", "per_batch")
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+MISSING = object()
 
 
 def is_bool(value: Any) -> bool:
@@ -30,43 +33,118 @@ def is_positive(value: Any) -> bool:
     return is_number(value) and value > 0
 
 
-CHECKS: list[tuple[str, Callable[[Any], bool], str]] = [  # key, check, what is wanted
-    ("resume_training", is_bool, "true or false"),
-    ("without_using_gate", is_bool, "true or false"),
-    ("lambda_l0", lambda v: is_number(v) and v >= 0, "a number of at least 0"),
-    (
-        "droprate_init",
-        lambda v: is_number(v) and 0 < v < 1,
-        "above 0 and below 1",
+def is_text(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def is_list_of(check: Callable[[Any], bool], value: Any) -> bool:
+    return OmegaConf.is_list(value) and all(check(item) for item in value)
+
+
+def is_batch_limit(value: Any) -> bool:
+    return value is None or is_count(value) or (is_number(value) and 0 < value <= 1)
+
+
+def is_bool_or_null(value: Any) -> bool:
+    return value is None or is_bool(value)
+
+
+class OneOf(tuple):
+    """A check that the value is one of a few names."""
+
+    def __call__(self, value: Any) -> bool:
+        return value in self
+
+
+GROUP_NEEDED = (lambda v: v is not None, "left as it is")
+BOOL = (is_bool, "true or false")
+BOOL_OR_NULL = (is_bool_or_null, "true, false or null")
+COUNT = (is_count, "a whole number of at least 1")
+POSITIVE = (is_positive, "a positive number")
+NOT_NEGATIVE = (lambda v: is_number(v) and v >= 0, "a number of at least 0")
+INSIDE_0_1 = (lambda v: is_number(v) and 0 < v < 1, "above 0 and below 1")
+SEED = (lambda v: v == 0 or (is_count(v) and v < 2**32), "a whole number from 0 to 4294967295")
+TEXT = (is_text, "a path")
+TEXT_OR_NULL = (lambda v: v is None or is_text(v), "a path, or null")
+LIMIT = (is_batch_limit, "a number of batches, a share in (0, 1], or null")
+
+CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {  # key: check, what is wanted
+    "ckpt_path": TEXT_OR_NULL,
+    "resume_training": BOOL,
+    "without_using_gate": BOOL,
+    "lambda_l0": NOT_NEGATIVE,
+    "droprate_init": INSIDE_0_1,
+    "gate_lr": (lambda v: v is None or is_positive(v), "a positive number, or null"),
+    "seed": SEED,
+    "output_dir": TEXT,
+    "matmul_precision": (OneOf(("highest", "high", "medium")), "highest, high or medium"),
+    "model.act_fn_name": (OneOf(ACTIVATIONS), "one of " + ", ".join(ACTIVATIONS)),
+    "model.without_using_gate": BOOL,
+    "model.droprate_init": INSIDE_0_1,
+    "model.temperature": (lambda v: is_number(v) and 0 < v <= 1, "above 0 and at most 1"),
+    "model.sampling": (OneOf(SAMPLING), "one of " + ", ".join(SAMPLING)),
+    "data.root": TEXT,
+    "data.cache_dir": TEXT_OR_NULL,
+    "data.name": (OneOf(("cifar10", "cifar100")), "cifar10 or cifar100"),
+    "data.image_size": COUNT,
+    "data.val_fraction": INSIDE_0_1,
+    "data.batch_size": COUNT,
+    "data.eval_batch_size": COUNT,
+    "data.seed": SEED,
+    "data.flip": BOOL,
+    "optimizer.lr": POSITIVE,
+    "optimizer.weight_decay": NOT_NEGATIVE,
+    "optimizer.betas": (
+        lambda v: is_list_of(lambda b: is_number(b) and 0 <= b < 1, v) and len(v) == 2,
+        "two numbers from 0 to below 1",
     ),
-    ("gate_lr", lambda v: v is None or is_positive(v), "a positive number, or null"),
-    (
-        "seed",
-        lambda v: isinstance(v, int) and not is_bool(v) and 0 <= v < 2**32,
-        "a whole number from 0 to 4294967295",
-    ),
-    ("output_dir", lambda v: isinstance(v, str) and v != "", "a folder"),
-    ("matmul_precision", lambda v: v in ("highest", "high", "medium"), "highest, high or medium"),
-    ("model.act_fn_name", lambda v: v in ACTIVATIONS, "one of " + ", ".join(ACTIVATIONS)),
-    ("model.temperature", lambda v: is_number(v) and 0 < v <= 1, "above 0 and at most 1"),
-    ("model.sampling", lambda v: v in SAMPLING, "one of " + ", ".join(SAMPLING)),
-    ("data.batch_size", is_count, "a whole number of at least 1"),
-    ("optimizer.lr", is_positive, "a positive number"),
-    (
-        "optimizer.weight_decay",
-        lambda v: is_number(v) and v >= 0,
-        "a number of at least 0",
-    ),
-    ("trainer.max_epochs", is_count, "a whole number of at least 1"),
-]
+    "optimizer.momentum": (lambda v: is_number(v) and 0 <= v < 1, "from 0 to below 1"),
+    "optimizer.nesterov": BOOL,
+    "optimizer.fused": BOOL_OR_NULL,
+    "scheduler.milestones": (lambda v: is_list_of(is_count, v), "a list of epochs, like [100,150]"),
+    "scheduler.gamma": POSITIVE,
+    "scheduler.pct_start": INSIDE_0_1,
+    "scheduler.div_factor": POSITIVE,
+    "scheduler.final_div_factor": POSITIVE,
+    "trainer.max_epochs": COUNT,
+    "trainer.accelerator": (OneOf(ACCELERATORS), "one of " + ", ".join(ACCELERATORS)),
+    "trainer.strategy": (OneOf(("auto", "ddp")), "auto or ddp"),
+    "trainer.num_nodes": COUNT,
+    "trainer.precision": (OneOf(PRECISIONS), "one of " + ", ".join(PRECISIONS)),
+    "trainer.gradient_clip_val": (lambda v: v is None or is_positive(v), "positive, or null"),
+    "trainer.accumulate_grad_batches": COUNT,
+    "trainer.check_val_every_n_epoch": COUNT,
+    "trainer.log_every_n_steps": COUNT,
+    "trainer.limit_train_batches": LIMIT,
+    "trainer.limit_val_batches": LIMIT,
+    "trainer.limit_test_batches": LIMIT,
+    "trainer.num_sanity_val_steps": (lambda v: v == 0 or is_count(v), "a number of batches"),
+    "trainer.enable_progress_bar": BOOL,
+    "trainer.enable_model_summary": BOOL,
+    "trainer.detect_anomaly": BOOL,
+    "trainer.benchmark": BOOL_OR_NULL,
+    "trainer.deterministic": BOOL_OR_NULL,
+    "trainer.use_distributed_sampler": (lambda v: v is False, "false"),
+    "trainer.profiler": (OneOf((None, "simple", "advanced")), "simple, advanced or null"),
+    "callbacks.checkpoints": GROUP_NEEDED,
+    "callbacks.finite_weights": GROUP_NEEDED,
+    "callbacks.epoch_seed": GROUP_NEEDED,
+}
 
 
 def check_settings(cfg: DictConfig) -> None:
     """Raise UserError for the first setting that cannot be meant so."""
-    for key, check, wanted in CHECKS:
-        value = OmegaConf.select(cfg, key, default="nothing")
-        if not check(value):
-            raise UserError(f"{key}={value} must be {wanted}")
+    for key, (check, wanted) in CHECKS.items():
+        value = OmegaConf.select(cfg, key, default=MISSING)
+        if value is not MISSING and not check(value):  # not every option has every key
+            shown = "null" if value is None else value
+            raise UserError(f"{key}={shown} must be {wanted}")
+    every, epochs = cfg.trainer.check_val_every_n_epoch, cfg.trainer.max_epochs
+    if every > epochs:
+        raise UserError(
+            f"trainer.check_val_every_n_epoch={every} must be at most trainer.max_epochs={epochs}: "
+            "without validation there is no best.ckpt"
+        )
     if cfg.ckpt_path is not None:
         check_checkpoint_file(cfg.ckpt_path)
     elif cfg.resume_training:
@@ -78,8 +156,6 @@ def check_settings(cfg: DictConfig) -> None:
 def check_devices(trainer: DictConfig) -> None:
     """Raise UserError when a GPU, or more devices than there are, is asked for."""
     accelerator, devices = trainer.accelerator, trainer.devices
-    if accelerator not in ("auto", "cpu", "gpu", "cuda", "mps"):
-        raise UserError(f"trainer.accelerator={accelerator} must be auto, cpu, gpu, cuda or mps")
     available = os.cpu_count() if accelerator == "cpu" else count_gpus(accelerator)
     if available == 0:
         if accelerator != "auto":
@@ -88,8 +164,9 @@ def check_devices(trainer: DictConfig) -> None:
                 "use trainer=cpu, or add trainer.accelerator=cpu"
             )
         available = os.cpu_count()
-    asked = len(devices) if OmegaConf.is_list(devices) else devices
-    if asked in ("auto", "-1", -1):
+    on_gpu = accelerator != "cpu" and count_gpus(accelerator) > 0
+    asked = len(devices) if on_gpu and OmegaConf.is_list(devices) else devices
+    if asked == "auto" or (on_gpu and asked in ("-1", -1)):
         return
     if isinstance(asked, str) and asked.isdigit():
         asked = int(asked)

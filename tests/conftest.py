@@ -52,6 +52,7 @@ def assert_one_line(result: Result, *words: str) -> None:
     assert result.code == 1, result.out + result.err
     lines = [line for line in result.err.splitlines() if line.strip()]
     assert len(lines) == 1 and lines[0].startswith("error: "), result.err
+    assert "Error in call" not in lines[0], "Hydra's wording, not ours"
     for word in words:
         assert word in lines[0], lines[0]
 

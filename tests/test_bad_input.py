@@ -33,6 +33,27 @@ SETTINGS = [  # command line, what the line must say
     ("model.temperature=0", ["model.temperature=0"]),
     ("model.sampling=sometimes", ["model.sampling=sometimes", "per_sample, per_batch"]),
     ("optimizer.lr=-1", ["optimizer.lr=-1"]),
+    ("model.without_using_gate=maybe", ["model.without_using_gate=maybe", "true or false"]),
+    ("optimizer.betas=[2,2]", ["optimizer.betas=[2, 2]"]),
+    ("scheduler.milestones=abc", ["scheduler.milestones=abc", "[100,150]"]),
+    ("scheduler.gamma=-1", ["scheduler.gamma=-1"]),
+    ("gate_lr=nan", ["gate_lr=nan"]),
+    ("output_dir=null", ["output_dir=null"]),
+    ("ckpt_path=123", ["ckpt_path=123"]),
+    ("ckpt_path=", ["ckpt_path="]),
+    ("matmul_precision=low", ["matmul_precision=low", "highest"]),
+    ("data.flip=maybe", ["data.flip=maybe"]),
+    ("data.eval_batch_size=0", ["data.eval_batch_size=0"]),
+    ("data=image_folder", ["data.root=null", "a path"]),
+    ("callbacks.checkpoints=null", ["callbacks.checkpoints=null"]),
+    ("trainer.precision=64-true", ["trainer.precision=64-true", "bf16-mixed"]),
+    ("trainer.strategy=nonsense", ["trainer.strategy=nonsense", "ddp"]),
+    ("trainer.limit_val_batches=0", ["trainer.limit_val_batches=0"]),
+    ("trainer.limit_train_batches=-1", ["trainer.limit_train_batches=-1"]),
+    ("trainer.log_every_n_steps=0", ["trainer.log_every_n_steps=0"]),
+    ("trainer.check_val_every_n_epoch=200", ["trainer.max_epochs=180"]),
+    ("lambda_l0", ["'lambda_l0'", "KEY=VALUE"]),
+    ("--foo", ["--foo", "KEY=VALUE"]),
     ("optimizer=null", ["optimizer=null", "adam, adamw, sgd"]),
     ("trainer.max_epochs=0", ["trainer.max_epochs=0", "at least 1"]),
     ("trainer.max_epochs=-1", ["trainer.max_epochs=-1"]),
@@ -53,7 +74,7 @@ SETTINGS = [  # command line, what the line must say
 
 @pytest.mark.parametrize("argument, words", SETTINGS, ids=[argument for argument, _ in SETTINGS])
 def test_settings(argument, words, tmp_path):
-    result = run_process("train.py", argument, f"output_dir={tmp_path}")
+    result = run_process("train.py", f"output_dir={tmp_path}", argument)
     assert_one_line(result, *words)
     assert result.seconds < 3
     assert not list(tmp_path.iterdir())
@@ -90,11 +111,11 @@ def test_damaged_checkpoints(kind, script, trained, tmp_path):
     damage, message = DAMAGE[kind]
     damage(path)
     before = path.read_bytes() if path.is_file() else None
-    result = run_process(script, f"ckpt_path={path}", f"output_dir={tmp_path / 'out'}")
+    result = run_process(script, f"ckpt_path={path}", cwd=tmp_path)
     assert_one_line(result, f"ckpt_path={path}", message)
     assert result.seconds < 3
     assert (path.read_bytes() if path.is_file() else None) == before
-    assert not (tmp_path / "out").exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
 
 
 def save_changed(source: Path, target: Path, change) -> Path:
@@ -121,6 +142,8 @@ FOREIGN = {
     "other classes": (other_classes, ["head.2.weight (7, 128) instead of (10, 128)"]),
     "other widths": (other_widths, ["stem.0.weight (32, 3, 3, 3) instead of (64, 3, 3, 3)"]),
     "other network": (other_network, ["lacks blocks.block1", "more"]),
+    "hollow": (lambda c: c.update(sparsereg=None), ["was not written by sparsereg"]),
+    "no loops": (lambda c: c.pop("loops"), ["was not written by sparsereg"]),
     "foreign": (lambda c: c.pop("sparsereg"), ["was not written by sparsereg"]),
     "objects": (lambda c: c.update(x=torch.nn.Linear(1, 1)), ["cannot be loaded safely"]),
 }
@@ -148,6 +171,7 @@ RESUME = [
     ("gated", ["trainer.max_epochs=1"], ["nothing left to train", "trainer.max_epochs=1"]),
     ("gated", ["optimizer.lr=0.5"], ["optimizer.lr=0.5", "0.001"]),
     ("gated", ["optimizer=sgd"], ["optimizer._target_=torch.optim.SGD"]),
+    ("gated", ["scheduler=one_cycle"], ["scheduler._target_"]),
     ("gated", ["scheduler.gamma=0.2"], ["scheduler.gamma=0.2"]),
     ("gated", ["model.act_fn_name=gelu"], ["model.act_fn_name=gelu", "relu"]),
 ]
@@ -169,7 +193,7 @@ def test_resume_with_other_settings(name, change, words, command, trained, tmp_p
 
 
 def test_resume_one_cycle_with_other_length(command, tmp_path):
-    one_cycle = (*SHORT, "scheduler=one_cycle", f"output_dir={tmp_path}")
+    one_cycle = (*SHORT, "scheduler=one_cycle", "scheduler.pct_start=0.5", f"output_dir={tmp_path}")
     assert command("train.py", *one_cycle).code == 0
     last = checkpoint_path(tmp_path)
     before = last.read_bytes()
@@ -197,8 +221,15 @@ def test_test_needs_a_checkpoint(tmp_path):
     assert result.seconds < 3
 
 
-def test_a_bug_keeps_its_traceback(tmp_path):
-    result = run_process(
-        "train.py", *SHORT, "trainer.strategy=nonsense", f"output_dir={tmp_path / 'out'}"
-    )
-    assert result.code == 1 and "Traceback" in result.err and "nonsense" in result.err
+def test_settings_that_test_py_would_ignore(trained):
+    result = run_process("test.py", f"ckpt_path={trained['gated']}", "lambda_l0=3")
+    assert_one_line(result, "lambda_l0=3", "the checkpoint knows it")
+
+
+def test_a_bug_keeps_its_traceback(command, monkeypatch):
+    def bug(*arguments):
+        raise RuntimeError("this is a bug")
+
+    monkeypatch.setattr("sparsereg.settings.check_checkpoint_file", bug)
+    with pytest.raises(RuntimeError, match="this is a bug"):
+        command("train.py", "ckpt_path=last.ckpt")

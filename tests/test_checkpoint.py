@@ -41,20 +41,16 @@ def test_sigkill_during_the_write_leaves_the_earlier_file(tmp_path):
         assert (saved["weights"] == saved["i"]).all()
 
 
-def test_full_disk_keeps_the_earlier_checkpoint(trained, tmp_path):
-    """The whole program, on a disk that takes no file of over 1 MB."""
+def test_full_disk_keeps_the_earlier_checkpoint(tmp_path):
+    """The whole program, on a disk that takes the first checkpoint but not a larger one."""
 
     def full_disk():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2 * 10**6, 2 * 10**6))
 
-    last = checkpoint_path(tmp_path)
-    last.parent.mkdir(parents=True)
-    earlier = trained["gated"].read_bytes()
-    last.write_bytes(earlier)
     result = run_process("train.py", *SHORT, f"output_dir={tmp_path}", preexec_fn=full_disk)
     assert result.code == 1 and "Traceback" not in result.err
     assert result.err.startswith("error: cannot save ") and os.strerror(errno.EFBIG) in result.err
-    assert last.read_bytes() == earlier
+    assert read_checkpoint(checkpoint_path(tmp_path))["global_step"] == 0
     assert not list(tmp_path.rglob("*.tmp"))
 
 
@@ -104,9 +100,26 @@ def test_best_is_kept_over_a_resume(command, tmp_path):
     assert best[0] == best[1]
 
 
-def test_checkpoint_of_a_gpu_is_read_on_the_cpu(trained):
+def test_best_is_of_a_validated_epoch(command, tmp_path):
+    every_second = ("trainer.check_val_every_n_epoch=2", "trainer.max_epochs=3")
+    result = command("train.py", *SHORT, *every_second, f"output_dir={tmp_path}")
+    assert result.code == 0, result.err
+    assert read_checkpoint(checkpoint_path(tmp_path, name="best.ckpt"))["epoch"] == 1
+    assert read_checkpoint(checkpoint_path(tmp_path))["epoch"] == 2
+
+
+def test_checkpoint_of_a_gpu_is_read_on_the_cpu(trained, tmp_path, monkeypatch):
+    """A file whose tensors say that they were on cuda:0, on a machine that may have none."""
     checkpoint = read_checkpoint(trained["gated"])
-    assert all(t.device.type == "cpu" for t in checkpoint["state_dict"].values())
+    path = tmp_path / "gpu.ckpt"
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+    torch.save(checkpoint, path)
+    monkeypatch.undo()
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError, match="CUDA"):
+            torch.load(path, weights_only=True)
+    assert all(t.device.type == "cpu" for t in read_checkpoint(path)["state_dict"].values())
+    sparsereg.load(path)
 
 
 def test_load_weights_names_what_does_not_fit(trained):
@@ -139,7 +152,14 @@ def test_checkpoints_hold_plain_types_only(trained):
 
 
 def test_settings_of_a_checkpoint_cannot_call_code(command, trained, tmp_path):
-    for override in ("data._target_=os.system", "output_dir=${oc.env:HOME}", "+data.x=1"):
+    (tmp_path / "evil.yaml").write_text("_target_: sqlite3.connect")
+    for override in (
+        "data._target_=os.system",
+        "output_dir=${oc.env:HOME}",
+        "+data.x=1",
+        f"data=../../../../../../../../../..{tmp_path}/evil",
+        f"hydra.searchpath=[file://{tmp_path}]",
+    ):
         checkpoint = torch.load(trained["gated"], weights_only=True)
         checkpoint["sparsereg"]["overrides"].append(override)
         path = tmp_path / "hostile.ckpt"

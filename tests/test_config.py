@@ -18,7 +18,8 @@ def composed(*overrides: str):
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes(option):
-    cfg = composed(option)
+    root = ["data.root=somewhere"] if option == "data=image_folder" else []
+    cfg = composed(option, *root)
     check_settings(cfg)
     assert OmegaConf.to_container(cfg, resolve=True)
     for group in ("model", "optimizer", "scheduler"):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, SHORT, checkpoint_path, run_folder, run_process
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import sparsereg
@@ -225,3 +226,30 @@ def test_distributed(tmp_path):
     assert result.out.count("test accuracy") == 1
     assert "sync_dist" not in result.err
     assert read_checkpoint(checkpoint_path(tmp_path))["global_step"] == 3
+
+
+def test_progress_bar_shows_the_gates(tmp_path):
+    arguments = [a for a in SHORT if "progress_bar" not in a]
+    terminal = {**os.environ, "COLUMNS": "160", "TERM": "xterm"}
+    result = run_process("train.py", *arguments, f"output_dir={tmp_path}", env=terminal)
+    assert result.code == 0, result.err
+    bar = next(line for line in result.out.splitlines()[::-1] if "it/s" in line and "L_C0" in line)
+    assert "sparsity" in bar
+
+
+def test_test_from_another_folder(tmp_path):
+    """Relative data folders are kept as absolute paths in the checkpoint."""
+    for part in ("train", "test"):
+        for name in "ab":
+            (tmp_path / "images" / part / name).mkdir(parents=True)
+            for i in range(8):
+                image = Image.new("RGB", (20, 20), (30 * i, 0, 0))
+                image.save(tmp_path / "images" / part / name / f"{i}.png")
+    arguments = [*SHORT, "data=image_folder", "data.root=images", "data.batch_size=4"]
+    result = run_process("train.py", *arguments, "output_dir=out", cwd=tmp_path)
+    assert result.code == 0, result.err
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    path = checkpoint_path(tmp_path / "out")
+    result = run_process("test.py", f"ckpt_path={path}", "trainer=cpu", cwd=elsewhere)
+    assert result.code == 0, result.err

@@ -99,6 +99,7 @@ class ImageData(pl.LightningDataModule):
         raise NotImplementedError
 
     def setup(self, stage: str | None = None) -> None:
+        """Reads the data, once. Raises UserError where there are too few images."""
         if self.splits is None:
             self.splits = self.read_splits()
         images, ranks = len(self.splits.train.labels), self._ranks()[1]
@@ -108,6 +109,9 @@ class ImageData(pl.LightningDataModule):
                 f"data.batch_size={self.batch_size} is larger than the training set of {images} "
                 f"images{on_devices}; choose {images // ranks} or less"
             )
+        fewest = min(len(self.splits.val.labels), len(self.splits.test.labels))
+        if ranks > fewest:
+            raise UserError(f"trainer.devices={ranks}: there are only {fewest} images to evaluate")
 
     @property
     def classes(self) -> list[str]:

@@ -107,8 +107,3 @@ class L0Gate(nn.Module):
         return (
             f"{len(self.qz_loga)}, temperature={self.temperature:.3g}, sampling={self.sampling!r}"
         )
-
-
-def l0_gates(net: nn.Module) -> dict[str, L0Gate]:
-    """All gate layers of a network by name, in the order of `net.modules()`."""
-    return {name: m for name, m in net.named_modules() if isinstance(m, L0Gate)}
