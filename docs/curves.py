@@ -1,4 +1,5 @@
-"""Draws docs/curves.svg from the runs in docs/results: `python docs/curves.py`."""
+"""Draws docs/curves.svg from the runs in docs/results and prints the README's table of them:
+`python docs/curves.py`."""
 
 import csv
 import json
@@ -6,6 +7,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from omegaconf import OmegaConf
 
 FOLDER = Path(__file__).parent
 COLORS = ("#767676", "#0072B2", "#D55E00", "#009E73")  # Okabe and Ito, for colour-blind readers
@@ -29,22 +31,42 @@ def draw(runs: list[Path]) -> Figure:
             steps, values = read_curve(run, tag)
             marker = "" if len(steps) > 20 else "o"
             if steps:
-                ax.plot(steps, values, marker=marker, ms=3, color=color, label=run.name)
+                ax.plot(
+                    steps,
+                    values,
+                    marker=marker,
+                    ms=3,
+                    color=color,
+                    label=run.name.replace("_", " "),
+                )
         ax.set(title=title, xlabel="step")
         ax.spines[["top", "right"]].set_visible(False)
     figure.axes[1].legend(frameon=False)
     return figure
 
 
+def table_row(run: Path) -> str:
+    """The run as a row of the README's table."""
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    epochs = OmegaConf.load(run / "config.yaml").trainer.max_epochs
+    l_c0 = "" if summary["L_C0"] is None else f"{summary['L_C0']:.4f}"
+    cells = [
+        run.name.replace("_", " "),
+        str(epochs),
+        f"{summary['val_acc']:.2%}",
+        f"{summary['test_acc']:.2%}",
+        l_c0,
+        f"{summary['sparsity']:.4f}",
+        f"{summary['params']:,}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
 def main(folder: Path = FOLDER) -> None:
     runs = sorted(path.parent for path in (FOLDER / "results").glob("*/summary.json"))
     with mpl.rc_context(STYLE):
         draw(runs).savefig(folder / "curves.svg", metadata={"Date": None})
-    for run in runs:
-        summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-        l_c0 = "" if summary["L_C0"] is None else f"{summary['L_C0']:.4f}"
-        accuracies = f"{summary['val_acc']:.2%} | {summary['test_acc']:.2%}"
-        print(f"| {run.name} | {accuracies} | {l_c0} | {summary['sparsity']:.4f} |")
+    print(*map(table_row, runs), sep="\n")
 
 
 if __name__ == "__main__":

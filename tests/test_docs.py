@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from docs import pictures
+from docs import curves, pictures
 from sparsereg.model.basic_l0_blocks import (
     deterministic_gate,
     prob_nonzero,
@@ -107,6 +107,16 @@ def test_the_script_draws_the_pictures_of_this_folder(tmp_path):
         if f"Matplotlib v{matplotlib.__version__}," not in stored:
             pytest.skip("another matplotlib drew the stored pictures, its glyphs may differ")
         assert (tmp_path / name).read_text(encoding="utf-8") == stored
+
+
+def test_results_come_from_the_committed_runs(tmp_path, capsys):
+    curves.main(tmp_path)
+    rows = capsys.readouterr().out.splitlines()
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(rows) >= 3 and all(row in readme for row in rows)
+    stored = (ROOT / "docs" / "curves.svg").read_text(encoding="utf-8")
+    if f"Matplotlib v{matplotlib.__version__}," in stored:
+        assert (tmp_path / "curves.svg").read_text(encoding="utf-8") == stored
 
 
 def test_the_script_draws_the_same_twice(tmp_path):
