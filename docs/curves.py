@@ -41,7 +41,7 @@ def draw(runs: list[Path]) -> Figure:
                 )
         ax.set(title=title, xlabel="step")
         ax.spines[["top", "right"]].set_visible(False)
-    figure.axes[1].legend(frameon=False)
+    figure.axes[2].legend(frameon=False, loc="center right")
     return figure
 
 
