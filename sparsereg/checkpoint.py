@@ -69,19 +69,18 @@ class BestAndLast(pl.callbacks.Checkpoint):
             self.folder = Path(trainer.log_dir) / "checkpoints"
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.is_global_zero and trainer.ckpt_path and self.best_score > -float("inf"):
-            self.adopt_best(Path(trainer.ckpt_path).with_name("best.ckpt"))
-        trainer.save_checkpoint(
-            self.last, weights_only=False
-        )  # so that a run stopped in its first epoch can resume
+        if trainer.ckpt_path and self.best_score > -float("inf"):
+            self.adopt_best(trainer, Path(trainer.ckpt_path).with_name("best.ckpt"))
+        # so that a run stopped in its first epoch can resume
+        trainer.save_checkpoint(self.last, weights_only=False)
 
-    def adopt_best(self, earlier: Path) -> None:
-        """A resumed run starts with the best checkpoint of the run it continues."""
-        if earlier.exists():
+    def adopt_best(self, trainer: pl.Trainer, earlier: Path) -> None:
+        """A resumed run starts with the best checkpoint of the run it continues, if it is there."""
+        if not trainer.strategy.broadcast(earlier.exists()):
+            self.best_score = -float("inf")
+        elif trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(self.best, earlier.read_bytes())
-        else:
-            self.best_score = -float("inf")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.validated = not trainer.sanity_checking
