@@ -24,6 +24,7 @@ def check_checkpoint_file(path: str | Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
+    # zipfile raises NotImplementedError where damage looks like an unknown compression
     except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError) as error:
         raise UserError(f"ckpt_path={path} is damaged ({error}); use another checkpoint") from None
     if damaged:
