@@ -61,19 +61,23 @@ def run_settings(cfg: DictConfig, checkpoint: dict | None) -> tuple[DictConfig, 
         check_devices(cfg.trainer)
     plain = to_plain(cfg)
     record = {
-        "overrides": [to_replay(o) for o in overrides if o.split("=")[0] not in STARTS],
+        "overrides": [to_replay(o, plain) for o in overrides if o.split("=")[0] not in STARTS],
         "config": plain,
         "network": {k: v for k, v in plain["model"].items() if k != "_target_"},
     }
     return cfg, record
 
 
-def to_replay(override: str) -> str:
-    """An override that means the same in any working directory."""
-    key, _, value = override.partition("=")
-    if key in ("data.root", "data.cache_dir") and value != "null":
-        return f"{key}={Path(value).expanduser().absolute()}"
-    return override
+def to_replay(override: str, plain: dict) -> str:
+    """An override that means the same in any working directory, given what it has set."""
+    key = override.split("=")[0]
+    if key not in ("data.root", "data.cache_dir"):
+        return override
+    folder = plain["data"][key.removeprefix("data.")]
+    if folder is None:
+        return override
+    quoted = str(Path(folder).expanduser().absolute()).replace("'", "\\'")
+    return f"{key}='{quoted}'"
 
 
 def refuse_other_groups(*allowed: str) -> None:

@@ -238,14 +238,16 @@ def test_progress_bar_shows_the_gates(tmp_path):
 
 
 def test_test_from_another_folder(tmp_path):
-    """Relative data folders are kept as absolute paths in the checkpoint."""
+    """Relative data folders, of any name, are kept as absolute paths in the checkpoint."""
+    images = tmp_path / "it's [my] images=1"
     for part in ("train", "test"):
         for name in "ab":
-            (tmp_path / "images" / part / name).mkdir(parents=True)
+            (images / part / name).mkdir(parents=True)
             for i in range(8):
                 image = Image.new("RGB", (20, 20), (30 * i, 0, 0))
-                image.save(tmp_path / "images" / part / name / f"{i}.png")
-    arguments = [*SHORT, "data=image_folder", "data.root=images", "data.batch_size=4"]
+                image.save(images / part / name / f"{i}.png")
+    arguments = [*SHORT, "data=image_folder", "data.batch_size=4"]
+    arguments.append("data.root='it\\'s [my] images=1'")
     result = run_process("train.py", *arguments, "output_dir=out", cwd=tmp_path)
     assert result.code == 0, result.err
     elsewhere = tmp_path / "elsewhere"
