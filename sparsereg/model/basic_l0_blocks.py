@@ -107,3 +107,11 @@ class L0Gate(nn.Module):
         return (
             f"{len(self.qz_loga)}, temperature={self.temperature:.3g}, sampling={self.sampling!r}"
         )
+
+
+def gate_layers(net: nn.Module) -> dict[str, L0Gate]:
+    """The gate layers of a network, by the names it gives them in `net.gates`, else by module."""
+    own = getattr(net, "gates", None)
+    if isinstance(own, dict):
+        return own
+    return {name: module for name, module in net.named_modules() if isinstance(module, L0Gate)}

@@ -8,13 +8,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from sparsereg.model.basic_l0_blocks import (
-    L0Gate,
-    deterministic_gate,
-    draw_gates,
-)
+from sparsereg.model.basic_l0_blocks import L0Gate, draw_gates
+from sparsereg.model.layers import BatchNorm
 
 STEM_CHANNELS = 64
 REDUCE = ((32, 16),) * 6 + ((48, 16),) * 2  # channels of the 1x1 reductions before 3x3 and 5x5
@@ -28,7 +24,6 @@ WIDTHS = (  # output channels of the branches of each block
     (32, 64, 16, 16),
     (32, 64, 16, 16),
 )
-BRANCHES = ("1x1", "3x3", "5x5", "max")
 POOL_AFTER = (2, 6)  # blocks followed by a stride-2 max-pool
 
 ACTIVATIONS = {  # name: (module, gain of the Kaiming initialisation)
@@ -37,18 +32,6 @@ ACTIVATIONS = {  # name: (module, gain of the Kaiming initialisation)
     "gelu": (nn.GELU, nn.init.calculate_gain("relu")),
     "tanh": (nn.Tanh, nn.init.calculate_gain("tanh")),
 }
-
-
-class BatchNorm(nn.BatchNorm2d):
-    """nn.BatchNorm2d without counting batches, which a fixed momentum never reads.
-
-    The 49 counters of the network would be 49 more operations a step.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        statistics = self.running_mean, self.running_var
-        affine = self.weight, self.bias
-        return F.batch_norm(x, *statistics, *affine, self.training, self.momentum, self.eps)
 
 
 def conv_bn_act(c_in: int, c_out: int, kernel_size: int, act_fn_name: str) -> nn.Sequential:
@@ -62,8 +45,7 @@ def conv_bn_act(c_in: int, c_out: int, kernel_size: int, act_fn_name: str) -> nn
 class InceptionBlock(nn.Module):
     """Four parallel branches, concatenated: (N, c_in, H, W) -> (N, sum(widths), H, W).
 
-    A branch of width 0 does not exist, nor does its reduction. `gates` holds one L0Gate for each
-    existing branch, in the order of the concatenation; GoogleNet draws them all at once.
+    `gates` holds one L0Gate for each branch, in the order of the concatenation, or none.
     """
 
     def __init__(
@@ -81,26 +63,28 @@ class InceptionBlock(nn.Module):
         def conv(c_in, c_out, kernel_size):
             return conv_bn_act(c_in, c_out, kernel_size, act_fn_name)
 
-        self.branches = nn.ModuleDict()
-        if w1:
-            self.branches["1x1"] = conv(c_in, w1, 1)
-        if w3:
-            self.branches["3x3"] = nn.Sequential(conv(c_in, r3, 1), conv(r3, w3, 3))
-        if w5:
-            self.branches["5x5"] = nn.Sequential(conv(c_in, r5, 1), conv(r5, w5, 5))
-        if wm:
-            pool = nn.MaxPool2d(3, stride=1, padding=1)
-            self.branches["max"] = nn.Sequential(pool, conv(c_in, wm, 1))
+        pool = nn.MaxPool2d(3, stride=1, padding=1)
+        self.branches = nn.ModuleDict(
+            {
+                "1x1": conv(c_in, w1, 1),
+                "3x3": nn.Sequential(conv(c_in, r3, 1), conv(r3, w3, 3)),
+                "5x5": nn.Sequential(conv(c_in, r5, 1), conv(r5, w5, 5)),
+                "max": nn.Sequential(pool, conv(c_in, wm, 1)),
+            }
+        )
         self.gates = nn.ModuleDict()
         if gate is not None:
-            self.gates.update(
-                {name: gate(w) for name, w in zip(BRANCHES, widths, strict=True) if w}
-            )
+            self.gates.update({n: gate(w) for n, w in zip(self.branches, widths, strict=True)})
 
-    def forward(self, x: Tensor, gates: Tensor | None = None) -> Tensor:
-        """`gates`: values for this block's channels, (N or 1, sum(widths)), or None."""
-        x = torch.cat([branch(x) for branch in self.branches.values()], dim=1)
-        return x if gates is None else x * gates[:, :, None, None]
+    def forward(self, x: Tensor, drawn: Tensor | None = None) -> Tensor:
+        """`drawn`: gate values for all channels of the block, (N or 1, sum(widths)), that GoogleNet
+        has drawn with those of the other blocks; None: every branch has its own gate, if any."""
+        outputs = [branch(x) for branch in self.branches.values()]
+        if drawn is not None:
+            return torch.cat(outputs, dim=1) * drawn[:, :, None, None]
+        if self.gates:
+            outputs = [gate(y) for gate, y in zip(self.gates.values(), outputs, strict=True)]
+        return torch.cat(outputs, dim=1)
 
 
 class GoogleNet(nn.Module):
@@ -111,7 +95,6 @@ class GoogleNet(nn.Module):
         act_fn_name: relu, leakyrelu, gelu or tanh.
         without_using_gate: build no gates at all; the state dict then has no `qz_loga`.
         droprate_init, temperature, sampling: see `L0Gate`.
-        widths: output channels of [1x1, 3x3, 5x5, max] for each of the eight blocks.
 
     Raises:
         ValueError: an argument is outside its range.
@@ -125,7 +108,6 @@ class GoogleNet(nn.Module):
         droprate_init: float = 0.5,
         temperature: float = 2 / 3,
         sampling: str = "per_sample",
-        widths: Sequence[Sequence[int]] = WIDTHS,
     ):
         super().__init__()
         if act_fn_name not in ACTIVATIONS:
@@ -134,7 +116,7 @@ class GoogleNet(nn.Module):
             )
         self.temperature = temperature
         self.sampling = sampling
-        self.block_widths = [sum(width) for width in widths]
+        self.block_widths = [sum(widths) for widths in WIDTHS]
 
         def gate(width):
             return L0Gate(width, droprate_init, temperature, sampling)
@@ -142,7 +124,7 @@ class GoogleNet(nn.Module):
         self.stem = conv_bn_act(3, STEM_CHANNELS, 3, act_fn_name)
         self.blocks = nn.ModuleDict()
         c_in = STEM_CHANNELS
-        for number, (reduce, width) in enumerate(zip(REDUCE, widths, strict=True), start=1):
+        for number, (reduce, width) in enumerate(zip(REDUCE, WIDTHS, strict=True), start=1):
             self.blocks[f"block{number}"] = InceptionBlock(
                 c_in, reduce, width, act_fn_name, None if without_using_gate else gate
             )
@@ -166,24 +148,21 @@ class GoogleNet(nn.Module):
         gates = self.gates
         return torch.cat([gate.qz_loga for gate in gates.values()]) if gates else None
 
-    def block_gates(self, x: Tensor, qz_loga: Tensor | None) -> list[Tensor | None]:
-        """Values of all gates for the batch `x`, drawn at once: one (N or 1, C) for each block."""
-        if qz_loga is None:
-            return [None] * len(self.blocks)
-        if self.training:
-            num_masks = len(x) if self.sampling == "per_sample" else 1
-            gates = draw_gates(qz_loga, num_masks, self.temperature)
-        else:
-            gates = deterministic_gate(qz_loga).unsqueeze(0)
+    def draw_block_gates(self, x: Tensor, qz_loga: Tensor) -> tuple[Tensor, ...]:
+        """Samples of all gates for the batch `x`, drawn at once: one (N or 1, C) for each block."""
+        num_masks = len(x) if self.sampling == "per_sample" else 1
+        gates = draw_gates(qz_loga, num_masks, self.temperature)
         return gates.to(x.dtype).split(self.block_widths, dim=1)
 
     def forward(self, images: Tensor, qz_loga: Tensor | None = None) -> Tensor:
         """`qz_loga`: the result of `self.qz_loga()`, where the caller needs it as well."""
         x = self.stem(images)  # (N, 64, H, W)
-        all_gates = self.block_gates(x, self.qz_loga() if qz_loga is None else qz_loga)
-        blocks = zip(self.blocks.values(), all_gates, strict=True)
-        for number, (block, gates) in enumerate(blocks, start=1):
-            x = block(x, gates)  # (N, sum of the block's widths, H, W)
+        drawn = [None] * len(self.blocks)
+        if self.training and self.gates:
+            drawn = self.draw_block_gates(x, self.qz_loga() if qz_loga is None else qz_loga)
+        blocks = zip(self.blocks.values(), drawn, strict=True)
+        for number, (block, block_drawn) in enumerate(blocks, start=1):
+            x = block(x, block_drawn)  # (N, sum of the block's widths, H, W)
             if number in POOL_AFTER:
                 x = self.pool(x)  # halves H and W
         return self.head(x)  # (N, num_classes)

@@ -1,0 +1,287 @@
+"""Which channels of a network belong together, and which gates close them.
+
+The network is traced, so no network is known by name. Forward through the graph, every channel of
+every tensor learns which gate multiplies it; backward, every channel learns who still reads it:
+
+- A gate's zero stays zero through activations, pooling, concatenation and flattening.
+- A convolution or linear layer mixes its inputs, and does not need those that are zero.
+- BatchNorm and depthwise convolutions keep channels apart, but make a constant of a zero.
+- An addition needs the same channels from both sides; zero is what is zero on both.
+
+A channel that nothing reads is not computed, and so on up to the input.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce
+from itertools import groupby
+
+import torch
+from torch import Tensor, fx, nn
+
+from sparsereg.operations import (
+    ADD,
+    AFFINE,
+    CAT,
+    FLATTEN,
+    GATE,
+    INPUT,
+    MIX,
+    OUTPUT,
+    SIZE,
+    kind_of,
+    module_of,
+    refuse,
+    trace,
+)
+
+NO_GATE = 0  # gates count from 1
+Read = Callable[[fx.Node, Tensor | None], Tensor]  # what a layer asks of the node it reads
+Either = Callable[[Tensor, Tensor], Tensor]  # what two readers ask together
+
+
+@dataclass(frozen=True)
+class Segment:
+    """`width` neighbouring channels: of gates `start`, `start` + 1, … of the layer `gate`, or,
+    where `gate` is None, channels that no single gate closes."""
+
+    width: int
+    gate: str | None = None
+    start: int = 0
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Which gates multiply the inputs of a layer, and which remove its outputs when closed."""
+
+    inputs: tuple[Segment, ...]
+    outputs: tuple[Segment, ...]
+
+
+class ChannelGraph:
+    """The channels of a traced network.
+
+    Args:
+        net: a network in eval mode; not changed.
+
+    Attributes:
+        traced: the graph; it shares the modules of `net`.
+        kinds: the kind of each node, see `operations`.
+        gates: for each gate layer, by module name, its numbers among all gates.
+        gate_of: for each node that has channels, the gate of each, (C,); `NO_GATE` for none.
+        removed_by: the same, but the gate whose closing removes the channel.
+        flat: nodes of shape (N, features), every channel with all its positions.
+        kept: gate layers that cannot remove all their channels, and why.
+
+    Raises:
+        UserError: names an operation through which channels cannot be followed.
+    """
+
+    def __init__(self, net: nn.Module):
+        self.traced = trace(net)
+        self.kinds = {node: kind_of(self.traced, node) for node in self.traced.graph.nodes}
+        self.gates: dict[str, range] = {}
+        self.gate_of: dict[fx.Node, Tensor] = {}
+        self.flat: set[fx.Node] = set()
+        self.notes: dict[int, str] = {}  # gate: what is behind it
+        for node, kind in self.kinds.items():
+            if kind == OUTPUT:
+                self.note(self.gate_of[node.args[0]], "is an output of the network")
+            elif kind != SIZE:
+                self.gate_of[node] = self.follow(node, kind)
+        self.removed_by = self.find_removers()
+        self.kept = self.find_kept()
+
+    def module(self, node: fx.Node) -> nn.Module | None:
+        return module_of(self.traced, node)
+
+    def sources(self, node: fx.Node) -> list[fx.Node]:
+        """The tensors that a node reads, in order; twice, what it reads twice."""
+        arguments = [*node.args, *node.kwargs.values()]
+        if self.kinds[node] == CAT:
+            arguments = node.args[0] if node.args else node.kwargs["tensors"]
+        return [a for a in arguments if isinstance(a, fx.Node) and a in self.gate_of]
+
+    # Forward: which gate multiplies a channel
+
+    def follow(self, node: fx.Node, kind: str) -> Tensor:
+        """The gate of each channel of a node, from those of the nodes before it."""
+        if kind == INPUT:
+            return torch.full((self.input_width(node),), NO_GATE)
+        sources = self.sources(node)
+        before = [self.gate_of[source] for source in sources]
+        self.check_widths(node, kind, sources)
+        if kind == FLATTEN or any(source in self.flat for source in sources):
+            self.flat.add(node)
+        if kind == CAT:
+            return torch.cat(before)
+        if kind == ADD:
+            both = same(*before)
+            for gates in before:
+                self.note(gates[both == NO_GATE], f"{node.name} adds it to another tensor")
+            return both
+        if kind == MIX:
+            return torch.full((self.module(node).weight.shape[0],), NO_GATE)
+        if kind == AFFINE:
+            self.note(before[0], f"{node.target} makes a constant of its zero")
+            return torch.full_like(before[0], NO_GATE)
+        if kind == GATE:
+            first = 1 + sum(len(numbers) for numbers in self.gates.values())
+            self.gates[node.target] = range(first, first + len(before[0]))
+            return torch.tensor(self.gates[node.target])
+        return before[0]
+
+    def input_width(self, node: fx.Node) -> int:
+        """The input has the channels that the first layer reads."""
+        for layer, kind in self.kinds.items():
+            if kind == MIX:
+                if isinstance(self.module(layer), nn.Linear):
+                    self.flat.add(node)
+                return self.module(layer).weight.shape[1]
+        refuse(self.traced, node, ": no convolution or linear layer reads it")
+
+    def check_widths(self, node: fx.Node, kind: str, sources: list[fx.Node]) -> None:
+        """What was followed must fit what the layer was built for."""
+        width, module = len(self.gate_of[sources[0]]), self.module(node)
+        if kind == CAT and any(source in self.flat for source in sources):
+            refuse(self.traced, node, ": it joins flattened tensors")
+        if kind == ADD and width != len(self.gate_of[sources[1]]):
+            refuse(self.traced, node, ": its sides have different numbers of channels")
+        if kind == GATE and (self.gate_of[sources[0]] != NO_GATE).any():
+            refuse(self.traced, node, ": its channels have a gate already")
+        if isinstance(module, nn.Linear):
+            if sources[0] not in self.flat or module.in_features % width:
+                refuse(self.traced, node, f": {width} channels come in and are not flattened")
+        elif kind in (MIX, AFFINE, GATE) and width_of(module) != width:
+            refuse(self.traced, node, f": {width} channels come in")
+
+    def note(self, gates: Tensor, reason: str) -> None:
+        self.notes = dict.fromkeys(gates.tolist(), reason) | self.notes
+
+    # Backward: who reads a channel
+
+    def settle(self, read: Read, either: Either, at_input: int) -> dict[fx.Node, Tensor]:
+        """What the readers of each channel ask of it.
+
+        Args:
+            read: what a layer, for which `Tensor` is asked, or the output, None, asks of a node.
+            either: what two readers ask together.
+            at_input: what is asked of the network's input, which nothing can cut.
+        """
+        inputs = [node for node in self.gate_of if self.kinds[node] == INPUT]
+        found = {node: torch.full_like(self.gate_of[node], at_input) for node in inputs}
+        while True:
+            asked = self.backward(read, either, found)
+            found = self.carry_on(asked, either)
+            if all(torch.equal(found[node], asked[node]) for node in found):
+                return found
+
+    def backward(
+        self, read: Read, either: Either, known: dict[fx.Node, Tensor]
+    ) -> dict[fx.Node, Tensor]:
+        asked: dict[fx.Node, Tensor] = {}
+        for node in reversed(self.gate_of):
+            requests = [known[node]] if node in known else []
+            for user in node.users:
+                if self.kinds[user] == OUTPUT:
+                    requests.append(read(node, None))
+                elif self.kinds[user] == MIX:
+                    requests.append(read(node, asked[user]))
+                elif self.kinds[user] == CAT:
+                    requests += self.parts(user, node, asked[user])
+                elif user in asked:
+                    requests.append(asked[user])
+            asked[node] = reduce(either, requests)
+        return asked
+
+    def parts(self, cat: fx.Node, node: fx.Node, asked: Tensor) -> list[Tensor]:
+        """What is asked of each occurrence of `node` in a concatenation."""
+        sources = self.sources(cat)
+        pieces = asked.split([len(self.gate_of[source]) for source in sources])
+        return [piece for source, piece in zip(sources, pieces, strict=True) if source is node]
+
+    def carry_on(self, asked: dict[fx.Node, Tensor], either: Either) -> dict[fx.Node, Tensor]:
+        """What remains of a tensor, for whichever reader, all operations on it take along."""
+        found = dict(asked)
+        for node, kind in self.kinds.items():
+            if node in found and kind not in (INPUT, MIX) and found[node].any():
+                sources = [found[source] for source in self.sources(node)]
+                found[node] = torch.cat(sources) if kind == CAT else reduce(either, sources)
+        return found
+
+    def alive(self, node: fx.Node, is_open: Tensor) -> Tensor:
+        """Which channels are not zero, (C,); `is_open` has 1 or 0 for each gate."""
+        return torch.cat([is_open.new_ones(1), is_open])[self.gate_of[node]]
+
+    def present(self, is_open: Tensor) -> dict[fx.Node, Tensor]:
+        """Which channels of each tensor remain in the cut network, (C,), 1 or 0.
+
+        Args:
+            is_open: for each gate 1 or 0, shape (number of gates,), integers.
+        """
+
+        def read(node: fx.Node, layer: Tensor | None) -> Tensor:
+            if layer is None:
+                return torch.ones_like(self.gate_of[node])
+            return self.alive(node, is_open) * layer.any()
+
+        return self.settle(read, torch.maximum, at_input=1)
+
+    def find_removers(self) -> dict[fx.Node, Tensor]:
+        def read(node: fx.Node, layer: Tensor | None) -> Tensor:
+            return (
+                torch.full_like(self.gate_of[node], NO_GATE)
+                if layer is None
+                else self.gate_of[node]
+            )
+
+        return self.settle(read, same, at_input=NO_GATE)
+
+    # What is found
+
+    def find_kept(self) -> dict[str, str]:
+        kept = {}
+        for node, kind in self.kinds.items():
+            if kind == GATE:
+                lost = self.gate_of[node][self.removed_by[node] == NO_GATE].tolist()
+                if lost:
+                    why = self.notes.get(lost[0], "another layer reads it without the gate")
+                    width = len(self.gates[node.target])
+                    kept[node.target] = f"{len(lost)} of {width} channels: {why}"
+        return kept
+
+    def layers(self) -> dict[str, Layer]:
+        """The segments of each convolution, BatchNorm and linear layer, by module name."""
+        return {
+            node.target: Layer(
+                self.segments(self.gate_of[self.sources(node)[0]]),
+                self.segments(self.removed_by[node]),
+            )
+            for node, kind in self.kinds.items()
+            if kind in (MIX, AFFINE)
+        }
+
+    def segments(self, gates: Tensor) -> tuple[Segment, ...]:
+        """Neighbouring channels of one gate layer, or of none, together."""
+        places = {NO_GATE: (None, 0)}
+        for name, numbers in self.gates.items():
+            places |= {number: (name, i) for i, number in enumerate(numbers)}
+        channels = [(*places[gate], c) for c, gate in enumerate(gates.tolist())]
+        # gates that follow one another are as far from the number of their channel
+        runs = groupby(channels, lambda place: (place[0], place[0] and place[1] - place[2]))
+        runs = [(name, list(run)) for (name, _), run in runs]
+        return tuple(Segment(len(run), name, run[0][1]) for name, run in runs)
+
+
+def same(a: Tensor, b: Tensor) -> Tensor:
+    """The gate where both have the same, else none."""
+    return torch.where(a == b, a, NO_GATE)
+
+
+def width_of(module: nn.Module) -> int:
+    """Input channels of a convolution, BatchNorm or gate."""
+    return (
+        getattr(module, "in_channels", None)
+        or getattr(module, "num_features", None)
+        or len(module.qz_loga)
+    )
