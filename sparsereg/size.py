@@ -1,60 +1,52 @@
-"""Parameters and multiply-adds of a network with its closed channels removed, counted on the cut
-network itself: a network of the remaining widths, built without memory on the meta device."""
+"""Parameters and multiply-adds of a network, dense and with its closed channels removed, counted on
+the tensors of the networks themselves."""
 
-from functools import cache
+import copy
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sparsereg.model.basic_l0_blocks import deterministic_gate
-from sparsereg.model.googlenet import BRANCHES, WIDTHS, GoogleNet
-
-Widths = tuple[tuple[int, ...], ...]
+from sparsereg.compact import Collapsed, compact
+from sparsereg.model.basic_l0_blocks import L0Gate, deterministic_gate, gate_layers
 
 
-def open_channels(net: GoogleNet) -> dict[str, int]:
-    """Open gates (ẑ > 0) of each gate layer, by name; empty without gates."""
-    if not net.gates:
-        return {}
-    is_open = deterministic_gate(net.qz_loga().detach()).gt(0).cpu()
-    layers = is_open.split([len(gate.qz_loga) for gate in net.gates.values()])
-    return {name: int(layer.sum()) for name, layer in zip(net.gates, layers, strict=True)}
-
-
-def open_widths(net: GoogleNet) -> Widths:
-    """Open channels of [1x1, 3x3, 5x5, max] for each block; all of them without gates."""
-    if not net.gates:
-        return WIDTHS
-    count = open_channels(net)
-    return tuple(tuple(count[f"{block}/{branch}"] for branch in BRANCHES) for block in net.blocks)
-
-
-@cache
-def count(widths: Widths, num_classes: int, image_shape: tuple[int, int, int]) -> tuple[int, int]:
-    """Parameters, and multiply-adds of convolutions and linear layer for one (C, H, W) image.
-
-    When every channel of a block is closed the logits no longer depend on the image: what remains
-    is a constant for each class.
-    """
-    if not all(map(sum, widths)):
-        return num_classes, 0
-    with torch.device("meta"):
-        net = GoogleNet(num_classes, without_using_gate=True, widths=widths).eval()
-        image = torch.empty(1, *image_shape)
+def count(net: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, int]:
+    """`params`, gates not counted, and `macs`, the multiply-adds of convolutions and linear layers
+    for one (C, H, W) image."""
+    net = copy.deepcopy(net).float().cpu().eval()
+    gates = [p for m in net.modules() if isinstance(m, L0Gate) for p in m.parameters()]
+    params = sum(p.numel() for p in net.parameters()) - sum(p.numel() for p in gates)
     with FlopCounterMode(display=False) as flops, torch.no_grad():
-        net(image)
-    return sum(p.numel() for p in net.parameters()), flops.get_total_flops() // 2
+        net(torch.zeros(1, *image_shape))
+    return {"params": params, "macs": flops.get_total_flops() // 2}
 
 
-def measure(net: GoogleNet, image_shape: tuple[int, int, int]) -> dict[str, float]:
-    """`params` and `macs` of the cut and the dense network; `sparsity` = 1 - params ratio."""
-    num_classes = net.head[-1].out_features
-    params, macs = count(open_widths(net), num_classes, image_shape)
-    dense_params, dense_macs = count(WIDTHS, num_classes, image_shape)
-    return {
-        "params": params,
-        "macs": macs,
-        "dense_params": dense_params,
-        "dense_macs": dense_macs,
-        "sparsity": 1 - params / dense_params,
-    }
+def dense_size(net: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, int]:
+    """`params` and `macs` with all channels open, and of a network that was cut, before that."""
+    return getattr(net, "meta", {}).get("dense") or count(net, image_shape)
+
+
+def open_channels(net: nn.Module) -> dict[str, int]:
+    """Open gates (ẑ > 0) of each gate layer, by name; empty without gates."""
+    gates = {name: gate.qz_loga.detach() for name, gate in gate_layers(net).items()}
+    if not gates:
+        return {}
+    is_open = deterministic_gate(torch.cat(list(gates.values()))).gt(0).cpu()  # one copy for all
+    layers = is_open.split([len(qz_loga) for qz_loga in gates.values()])
+    return {name: int(layer.sum()) for name, layer in zip(gates, layers, strict=True)}
+
+
+def measure(net: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, float]:
+    """`params` and `macs` of the cut network and, as `dense_…`, of the dense one it comes from;
+    `sparsity` = 1 - params / dense_params.
+
+    Nothing remains of a network that is `Collapsed`: its output is constant.
+    """
+    dense = dense_size(net, image_shape)
+    try:
+        remaining = count(compact(net), image_shape)
+    except Collapsed:
+        remaining = {"params": 0, "macs": 0}
+    sparsity = 1 - remaining["params"] / dense["params"]
+    return {**remaining, **{f"dense_{k}": n for k, n in dense.items()}, "sparsity": sparsity}

@@ -1,0 +1,96 @@
+"""Makes a network faster for inference, with the same outputs: BatchNorm goes into the convolution
+before it, and 1x1 convolutions of the same input become one."""
+
+import copy
+from operator import getitem
+
+import torch
+from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from sparsereg.errors import UserError
+from sparsereg.model.basic_l0_blocks import L0Gate
+from sparsereg.operations import BATCH_NORMS, CONVOLUTIONS, SCALE, ZERO, kind_of, module_of, trace
+
+
+def fold(net: nn.Module) -> fx.GraphModule:
+    """A network for inference that computes what `net` computes in eval mode.
+
+    Args:
+        net: a network without gates, as `compact` returns; not changed.
+
+    Returns:
+        The network in eval mode and channels_last, not to be trained.
+
+    Raises:
+        UserError: `net` has gates, or cannot be traced.
+    """
+    if any(isinstance(module, L0Gate) for module in net.modules()):
+        raise UserError("the network has gates: fold(compact(net))")
+    traced = trace(copy.deepcopy(net).eval())
+    fold_batch_norms(traced)
+    merge_pointwise(traced)
+    traced.graph.eliminate_dead_code()
+    traced.delete_all_unused_submodules()
+    traced.recompile()
+    return traced.requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+def fold_batch_norms(traced: fx.GraphModule) -> None:
+    for node in traced.graph.find_nodes(op="call_module"):
+        conv, norm = module_of(traced, node.args[0]), module_of(traced, node)
+        foldable = isinstance(norm, BATCH_NORMS) and norm.running_mean is not None
+        if foldable and isinstance(conv, CONVOLUTIONS) and len(node.args[0].users) == 1:
+            traced.set_submodule(node.args[0].target, fuse_conv_bn_eval(conv, norm))
+            node.replace_all_uses_with(node.args[0])
+            traced.graph.erase_node(node)
+
+
+def merge_pointwise(traced: fx.GraphModule) -> None:
+    """One convolution, and one activation, in place of several 1x1 ones that read one tensor."""
+    for node in list(traced.graph.nodes):
+        groups: dict[str, list[fx.Node]] = {}
+        for reader in node.users:
+            if is_pointwise(module_of(traced, reader)):
+                groups.setdefault(repr(activation_of(traced, reader)), []).append(reader)
+        for group in groups.values():
+            if len(group) > 1:
+                merge(traced, node, group)
+
+
+def is_pointwise(module: nn.Module | None) -> bool:
+    if not isinstance(module, nn.Conv2d):
+        return False
+    places = *module.kernel_size, *module.stride, module.groups
+    return all(n == 1 for n in places) and module.padding in ((0, 0), "same", "valid")
+
+
+def activation_of(traced: fx.GraphModule, conv: fx.Node) -> nn.Module | None:
+    """The module that alone reads a convolution's output, if it leaves channels to themselves."""
+    [reader, *others] = conv.users
+    alone = not others and reader.op == "call_module"
+    if alone and kind_of(traced, reader) in (SCALE, ZERO):
+        return module_of(traced, reader)
+    return None
+
+
+def merge(traced: fx.GraphModule, source: fx.Node, convs: list[fx.Node]) -> None:
+    modules = [module_of(traced, conv) for conv in convs]
+    widths = [module.out_channels for module in modules]
+    merged = nn.Conv2d(modules[0].in_channels, sum(widths), 1).to(modules[0].weight)
+    with torch.no_grad():
+        merged.weight.copy_(torch.cat([module.weight for module in modules]))
+        zeros = [module.weight.new_zeros(len(module.weight)) for module in modules]
+        biases = [z if m.bias is None else m.bias for z, m in zip(zeros, modules, strict=True)]
+        merged.bias.copy_(torch.cat(biases))
+    traced.set_submodule(convs[0].target, merged)
+    ends = convs
+    if activation_of(traced, convs[0]) is not None:
+        ends = [next(iter(conv.users)) for conv in convs]
+    with traced.graph.inserting_before(convs[0]):
+        output = traced.graph.call_module(convs[0].target, (source,))
+        if ends is not convs:
+            output = traced.graph.call_module(ends[0].target, (output,))
+        pieces = traced.graph.call_function(torch.split, (output, widths, 1))
+        for i, end in enumerate(ends):
+            end.replace_all_uses_with(traced.graph.call_function(getitem, (pieces, i)))

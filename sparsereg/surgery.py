@@ -1,0 +1,151 @@
+"""The surgery on a traced network: gates go into weights, closed channels out of tensors."""
+
+from itertools import accumulate
+
+import torch
+from torch import Tensor, fx, nn
+
+from sparsereg.channels import ChannelGraph
+from sparsereg.errors import UserError
+from sparsereg.model.basic_l0_blocks import L0Gate
+from sparsereg.model.layers import ChannelScale
+from sparsereg.operations import AFFINE, CAT, FLATTEN, GATE, MIX, SCALE
+
+SIZES = {False: ("in_channels", "out_channels"), True: ("in_features", "out_features")}
+
+
+class Collapsed(UserError):
+    """Somewhere in the network every channel is closed: it no longer depends on its input."""
+
+
+def cut(
+    channels: ChannelGraph, values: dict[str, Tensor], kept: dict[str, Tensor]
+) -> fx.GraphModule:
+    """Multiply gate values into the weights, and remove the channels whose gate is not kept."""
+    is_kept = torch.cat([torch.zeros(0, dtype=torch.bool), *(k.cpu() for k in kept.values())])
+    present = channels.present(is_kept.long())
+    check_not_collapsed(channels, present)
+    with torch.no_grad():
+        for node, kind in channels.kinds.items():
+            if kind == GATE and present[node].any():
+                apply_gate(channels, node, values[node.target])
+        for node in present:
+            if present[node].any():
+                narrow(channels, node, present)
+    traced = channels.traced
+    traced.graph.eliminate_dead_code()
+    traced.delete_all_unused_submodules()
+    traced.recompile()
+    return traced
+
+
+def check_not_collapsed(channels: ChannelGraph, present: dict[fx.Node, Tensor]) -> None:
+    for node in present:
+        [source, *_] = channels.sources(node) or [node]
+        if channels.kinds[node] == MIX and present[node].any() and not present[source].any():
+            gates = [s.gate for s in channels.segments(channels.gate_of[source]) if s.gate]
+            raise Collapsed(
+                f"every channel that {node.target} reads is closed (gates {', '.join(gates)}): the "
+                "network no longer depends on its input. Use an earlier checkpoint, or train with "
+                "a lower lambda_l0"
+            )
+
+
+def apply_gate(channels: ChannelGraph, gate: fx.Node, value: Tensor) -> None:
+    """Let weights, or at last a `ChannelScale`, do what a gate of this value did."""
+    producer = find_producer(channels, gate)
+    readers = find_readers(channels, gate)
+    if producer is not None:
+        module = channels.module(producer)
+        module.weight.mul_(value.view(-1, *[1] * (module.weight.dim() - 1)))
+        if module.bias is not None:
+            module.bias.mul_(value)
+    elif readers is not None:
+        for layer, first in readers:
+            module = channels.module(layer)
+            width = len(channels.gate_of[channels.sources(layer)[0]])
+            weight = module.weight.unflatten(1, (width, -1))  # (out, C, positions, …)
+            part = weight[:, first : first + len(value)]
+            part.mul_(value.view(-1, *[1] * (part.dim() - 2)))
+    else:
+        scale = ChannelScale(len(value)).to(value)
+        scale.scale.copy_(value)
+        channels.traced.set_submodule(gate.target, scale)
+
+
+def find_producer(channels: ChannelGraph, gate: fx.Node) -> fx.Node | None:
+    """The BatchNorm, convolution or linear layer whose outputs can be scaled in place of `gate`:
+    what lies between commutes with a positive factor, and nobody else reads it."""
+    [node] = channels.sources(gate)
+    while channels.kinds[node] == SCALE and len(node.users) == 1:
+        [node] = channels.sources(node)
+    is_layer = channels.kinds[node] in (MIX, AFFINE) and channels.module(node).weight is not None
+    return node if is_layer and len(node.users) == 1 else None
+
+
+def offsets(channels: ChannelGraph, user: fx.Node, node: fx.Node) -> list[int]:
+    """Where the channels of `node` begin among those of its reader `user`."""
+    if channels.kinds[user] != CAT:
+        return [0]
+    sources = channels.sources(user)
+    starts = accumulate((len(channels.gate_of[source]) for source in sources), initial=0)
+    return [start for source, start in zip(sources, starts, strict=False) if source is node]
+
+
+def find_readers(
+    channels: ChannelGraph, node: fx.Node, first: int = 0
+) -> list[tuple[fx.Node, int]] | None:
+    """Every layer that reads the channels of `node`, and at which of its inputs they begin; None
+    if something reads them that does not commute with a positive factor."""
+    found = []
+    for user in node.users:
+        if channels.kinds[user] == MIX:
+            found.append((user, first))
+            continue
+        if channels.kinds[user] not in (SCALE, FLATTEN, CAT):
+            return None
+        for offset in offsets(channels, user, node):
+            behind = find_readers(channels, user, first + offset)
+            if behind is None:
+                return None
+            found += behind
+    return found
+
+
+def narrow(channels: ChannelGraph, node: fx.Node, present: dict[fx.Node, Tensor]) -> None:
+    """Leave only the channels that are present, of one operation."""
+    kind, module = channels.kinds[node], channels.module(node)
+    remaining = present[node].nonzero().flatten()
+    sources = channels.sources(node)
+    if kind == CAT:
+        node.args, node.kwargs = ([s for s in sources if present[s].any()], 1), {}
+        if len(node.args[0]) == 1:
+            node.replace_all_uses_with(node.args[0][0])
+    elif kind == GATE and isinstance(module, L0Gate):
+        node.replace_all_uses_with(sources[0])
+    elif kind == MIX:
+        width = len(present[sources[0]])
+        positions = module.in_features // width if isinstance(module, nn.Linear) else 1
+        inputs = present[sources[0]].repeat_interleave(positions).nonzero().flatten()
+        take(module, {"weight": 1}, inputs)
+        take(module, {"weight": 0, "bias": 0}, remaining)
+        for name, n in zip(SIZES[isinstance(module, nn.Linear)], (inputs, remaining), strict=True):
+            setattr(module, name, len(n))
+    elif kind == AFFINE or isinstance(module, ChannelScale):
+        names = ("weight", "bias", "running_mean", "running_var", "scale")
+        take(module, dict.fromkeys(names, 0), remaining)
+        for name in ("num_features", "in_channels", "out_channels", "groups"):
+            if hasattr(module, name):
+                setattr(module, name, len(remaining))
+
+
+def take(module: nn.Module, dimensions: dict[str, int], index: Tensor) -> None:
+    """Of each tensor that the module has, the given entries of one dimension."""
+    for name, dimension in dimensions.items():
+        tensor = getattr(module, name, None)
+        if tensor is None:
+            continue
+        part = tensor.index_select(dimension, index.to(tensor.device))
+        if isinstance(tensor, nn.Parameter):
+            part = nn.Parameter(part, tensor.requires_grad)
+        setattr(module, name, part)
