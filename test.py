@@ -16,7 +16,7 @@ from sparsereg.settings import check_devices, check_settings
 def main(cfg: DictConfig) -> None:
     if cfg.ckpt_path is None:
         raise UserError("ckpt_path=… is needed, the checkpoint to test")
-    refuse_other_groups("ckpt_path", "data", "trainer", "matmul_precision")
+    refuse_other_groups("test.py", "ckpt_path", "data", "trainer", "matmul_precision")
     check_settings(cfg)
     check_devices(cfg.trainer)
     import torch  # these imports take seconds: only when the settings are right

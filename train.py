@@ -4,21 +4,27 @@ python train.py without_using_gate=true                                     # no
 python train.py lambda_l0=1.0                                               # gates from scratch
 python train.py ckpt_path=RUN/last.ckpt lambda_l0=20.0 droprate_init=0.05   # gates, then cut
 python train.py ckpt_path=RUN/last.ckpt resume_training=true                # go on exactly
+python train.py lambda_l0=1.0 finetune_epochs=20                            # cut, then train on
 """
 
 import time
 from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from sparsereg import command_line
-from sparsereg.resume import check_resumable, run_settings
+from sparsereg.resume import check_compact, check_resumable, finetune_settings, run_settings
 from sparsereg.settings import check_devices, check_settings
 
 
 def main(cfg: DictConfig) -> None:
     check_settings(cfg)
     check_devices(cfg.trainer)
+    train(cfg, list(HydraConfig.get().overrides.task))
+
+
+def train(cfg: DictConfig, overrides: list[str]) -> None:
     import pytorch_lightning as pl  # these imports take seconds: only when the settings are right
     import torch
     from hydra.utils import instantiate
@@ -26,15 +32,18 @@ def main(cfg: DictConfig) -> None:
     from sparsereg.checkpoint import (
         AtomicCheckpointIO,
         check_classes,
+        is_compact,
         load_weights,
+        new_network,
         read_checkpoint,
     )
+    from sparsereg.compact_file import cut_file
     from sparsereg.module import L0Module
     from sparsereg.report import evaluate, finish
     from sparsereg.run_folder import claim_version
 
     checkpoint = read_checkpoint(cfg.ckpt_path) if cfg.ckpt_path else None
-    cfg, record = run_settings(cfg, checkpoint)
+    cfg, record = run_settings(cfg, overrides, checkpoint)
     if cfg.resume_training:
         check_resumable(checkpoint, cfg)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -45,11 +54,15 @@ def main(cfg: DictConfig) -> None:
     data.setup("fit")
     if cfg.resume_training:
         check_classes(checkpoint, data.classes)
-    net = instantiate(cfg.model, num_classes=len(data.classes))
+    if checkpoint is not None and is_compact(checkpoint):
+        check_compact(checkpoint, cfg, overrides, data.classes)
+        net, record["network"] = new_network(checkpoint), checkpoint["sparsereg"]["network"]
+    else:
+        net = instantiate(cfg.model, num_classes=len(data.classes))
+        record["network"]["num_classes"] = len(data.classes)
     if checkpoint is not None:
         load_weights(net, checkpoint, new_gates=not cfg.resume_training)
     record["data"] = data.record()
-    record["network"]["num_classes"] = len(data.classes)
     module = L0Module(
         net,
         num_classes=len(data.classes),
@@ -76,6 +89,13 @@ def main(cfg: DictConfig) -> None:
     load_weights(net, read_checkpoint(best))
     results = evaluate(trainer, module, data, best) | {"train_seconds": seconds}
     finish(trainer, cfg, results, runs / f"version_{version}")
+    if cfg.finetune_epochs:
+        last = trainer.checkpoint_callback.last  # the best may be from before its gates closed
+        cut = cut_file(last, cfg.round_to) if trainer.is_global_zero else None
+        cut = trainer.strategy.broadcast(cut)
+        if trainer.is_global_zero:
+            print(f"{last} is cut: training {cut} for {cfg.finetune_epochs} epochs", flush=True)
+        train(*finetune_settings(cfg, record["overrides"], cut))
 
 
 if __name__ == "__main__":

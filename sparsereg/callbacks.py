@@ -12,6 +12,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
 from sparsereg.command_line import Stopped, as_argument, stop_on_signals
 from sparsereg.errors import UserError
+from sparsereg.model.basic_l0_blocks import gate_layers
 from sparsereg.size import measure, open_channels
 
 
@@ -83,7 +84,7 @@ class GateMonitor(pl.Callback):
         self.warn_collapsed(layers)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-                for name, gate in net.gates.items():
+                for name, gate in gate_layers(net).items():
                     logger.experiment.add_histogram(
                         f"qz_loga/{name}", gate.qz_loga.detach(), trainer.global_step
                     )

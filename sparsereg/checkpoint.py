@@ -15,6 +15,7 @@ from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 from sparsereg.checkpoint_file import check_checkpoint_file
 from sparsereg.errors import UserError
 from sparsereg.model.googlenet import GoogleNet
+from sparsereg.plain_graph import build
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
@@ -33,14 +34,19 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def save(content: dict, path: Path) -> None:
+    """torch.save, atomically; to a full disk torch alone would raise a cryptic RuntimeError."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_atomically(path, buffer.getbuffer())
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Lightning stages its files in the temp folder, often another disk, where a move can tear."""
 
     def save_checkpoint(self, checkpoint: dict, path: str, storage_options=None) -> None:
-        buffer = io.BytesIO()  # torch.save to a full disk would raise a cryptic RuntimeError
-        torch.save(checkpoint, buffer)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(Path(path), buffer.getbuffer())
+        save(checkpoint, Path(path))
 
 
 class BestAndLast(pl.callbacks.Checkpoint):
@@ -120,10 +126,9 @@ def read_checkpoint(path: str | Path) -> dict:
 
 
 def is_ours(checkpoint: object) -> bool:
-    """Has it all that train.py and test.py read?"""
+    """Has it all that a network and its data are rebuilt from?"""
     parts = {
         "state_dict": set(),
-        "loops": {"fit_loop"},
         "sparsereg": {"overrides", "config", "network", "data"},
     }
     return isinstance(checkpoint, Mapping) and all(
@@ -194,16 +199,41 @@ def shorten(items: list[str]) -> str:
     return ", ".join(items[:2]) + (f" and {len(items) - 2} more" if len(items) > 2 else "")
 
 
-def load(path: str | Path) -> GoogleNet:
-    """The network of a checkpoint, in eval mode on the CPU: `net(images)` gives logits.
+def is_compact(checkpoint: dict) -> bool:
+    """Does it hold a network that was cut, not one that the configuration describes?"""
+    return "operations" in checkpoint["sparsereg"]["network"]
 
-    Images are (N, C, H, W), scaled to [0, 1] and normalised with the mean and standard deviation
-    that `read_checkpoint(path)["sparsereg"]["data"]` names, beside the classes.
+
+def new_network(checkpoint: dict) -> nn.Module:
+    """The network of a checkpoint, with new weights.
+
+    That of a compact one has in `meta["dense"]` the size of the dense network it was cut from.
+
+    Raises:
+        UserError: the checkpoint describes no network.
+    """
+    description = checkpoint["sparsereg"]["network"]
+    try:
+        if not is_compact(checkpoint):
+            return GoogleNet(**description)
+        net = build(description)
+        net.meta["dense"] = description["dense"]
+        return net
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"the checkpoint describes no network: {error}") from error
+
+
+def load(path: str | Path) -> nn.Module:
+    """The network of a checkpoint or compact file, in eval mode on the CPU.
+
+    `net(images)` gives logits. Images are (N, C, H, W), scaled to [0, 1] and normalised with the
+    mean and standard deviation that `read_checkpoint(path)["sparsereg"]["data"]` names, beside the
+    classes.
 
     Raises:
         UserError: see `read_checkpoint`.
     """
     checkpoint = read_checkpoint(path)
-    net = GoogleNet(**checkpoint["sparsereg"]["network"])
+    net = new_network(checkpoint)
     load_weights(net, checkpoint)
     return net.eval()

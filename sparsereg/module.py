@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
 from sparsereg.errors import UserError
-from sparsereg.model.basic_l0_blocks import prob_nonzero
+from sparsereg.model.basic_l0_blocks import gate_layers, prob_nonzero
 
 Batch = tuple[Tensor, Tensor]  # images (N, C, H, W), labels (N,)
 
@@ -18,7 +18,7 @@ class L0Module(pl.LightningModule):
     """Trains a classifier, with the expected L0 norm of its gates as a penalty.
 
     Args:
-        net: network with `qz_loga()`, as `GoogleNet`.
+        net: a network without gates, or one that takes `qz_loga`, as `GoogleNet`.
         num_classes: classes of the accuracy.
         optimizer: called with the parameter groups.
         scheduler: called with the optimizer and the number of steps of the run, see `schedules`.
@@ -39,6 +39,7 @@ class L0Module(pl.LightningModule):
     ):
         super().__init__()
         self.net = net.to(memory_format=torch.channels_last)  # halves the time of a CPU step
+        self.gated = bool(gate_layers(net))
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.lambda_l0 = lambda_l0
@@ -53,11 +54,11 @@ class L0Module(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch
-        qz_loga = self.net.qz_loga()
-        logits = self.net(images, qz_loga)
+        qz_loga = self.net.qz_loga() if self.gated else None
+        logits = self.net(images, qz_loga) if self.gated else self.net(images)
         ce = F.cross_entropy(logits, labels)
         loss = ce
-        if qz_loga is not None:
+        if self.gated:
             l_c0 = prob_nonzero(qz_loga, self.net.temperature).mean()
             loss = ce + self.lambda_l0 * l_c0
             self.log("L_C0", l_c0, on_step=True, prog_bar=True)
@@ -69,7 +70,7 @@ class L0Module(pl.LightningModule):
         return loss
 
     def on_train_epoch_start(self) -> None:
-        if self.net.qz_loga() is not None:
+        if self.gated:
             self.log("lambda_l0", float(self.lambda_l0), sync_dist=True)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -4,12 +4,13 @@ import json
 from pathlib import Path
 
 import pytorch_lightning as pl
+import torch
 from omegaconf import DictConfig
 from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.table import Table
 
-from sparsereg.model.basic_l0_blocks import prob_nonzero
+from sparsereg.model.basic_l0_blocks import gate_layers, prob_nonzero
 from sparsereg.module import L0Module
 from sparsereg.settings import to_plain
 from sparsereg.size import measure, open_channels
@@ -23,13 +24,13 @@ def evaluate(
     trainer.loggers = []  # the curves end with the training
     [validation] = trainer.validate(module, data, verbose=False)
     [test] = trainer.test(module, data, verbose=False)
-    qz_loga = net.qz_loga()
-    gated = qz_loga is not None
+    gates = gate_layers(net).values()
+    nonzero = [prob_nonzero(gate.qz_loga, gate.temperature) for gate in gates]
     return {
         "checkpoint": str(checkpoint),
         "val_acc": validation["val_acc"],
         "test_acc": test["test_acc"],
-        "L_C0": prob_nonzero(qz_loga, net.temperature).mean().item() if gated else None,
+        "L_C0": torch.cat(nonzero).mean().item() if nonzero else None,
         **measure(net, data.image_shape),
         "open_channels": open_channels(net),
     }

@@ -49,12 +49,13 @@ def settings_of(checkpoint: dict) -> tuple[DictConfig, list[str]]:
     return compose("train", overrides=overrides), overrides
 
 
-def run_settings(cfg: DictConfig, checkpoint: dict | None) -> tuple[DictConfig, dict]:
+def run_settings(
+    cfg: DictConfig, overrides: list[str], checkpoint: dict | None
+) -> tuple[DictConfig, dict]:
     """The configuration of this run, and what its checkpoints say of it in plain types.
 
     A resumed run has the settings of its checkpoint, except those given again.
     """
-    overrides = list(HydraConfig.get().overrides.task)
     if cfg.resume_training:
         cfg, overrides = settings_of(checkpoint)
         check_settings(cfg)
@@ -68,6 +69,24 @@ def run_settings(cfg: DictConfig, checkpoint: dict | None) -> tuple[DictConfig, 
     return cfg, record
 
 
+def finetune_settings(
+    cfg: DictConfig, overrides: list[str], path: Path
+) -> tuple[DictConfig, list[str]]:
+    """Settings of the run that trains the cut network on, and the overrides that lead to them."""
+    changed = {
+        "ckpt_path": quote(path),
+        "without_using_gate": "true",
+        "finetune_epochs": "0",
+        "trainer.max_epochs": cfg.finetune_epochs,
+    }
+    if cfg.finetune_lr is not None:
+        changed["optimizer.lr"] = cfg.finetune_lr
+    left_out = {"model", *changed}  # the network is as it was cut
+    kept = [o for o in overrides if not {o.split("=")[0], o.split(".")[0]} & left_out]
+    overrides = [*kept, *(f"{key}={value}" for key, value in changed.items())]
+    return compose("train", overrides=overrides), overrides
+
+
 def to_replay(override: str, plain: dict) -> str:
     """An override that means the same in any working directory, given what it has set."""
     key = override.split("=")[0]
@@ -76,20 +95,47 @@ def to_replay(override: str, plain: dict) -> str:
     folder = plain["data"][key.removeprefix("data.")]
     if folder is None:
         return override
-    quoted = str(Path(folder).expanduser().absolute()).replace("'", "\\'")
-    return f"{key}='{quoted}'"
+    return f"{key}={quote(Path(folder).expanduser().absolute())}"
 
 
-def refuse_other_groups(*allowed: str) -> None:
+def quote(path: Path) -> str:
+    """A path as the value of an override, whatever characters it has."""
+    return "'" + str(path).replace("'", "\\'") + "'"
+
+
+def refuse_other_groups(command: str, *allowed: str) -> None:
     """Raise UserError for a setting on the command line that would have no effect."""
     for override in HydraConfig.get().overrides.task:
         if re.split(r"[.=]", override)[0] not in allowed:
             names = ", ".join(allowed)
-            raise UserError(f"{override}: the checkpoint knows it; test.py takes {names}")
+            raise UserError(f"{override}: the checkpoint knows it; {command} takes {names}")
+
+
+def check_compact(checkpoint: dict, cfg: DictConfig, overrides: list[str], classes: list) -> None:
+    """Raise UserError for settings that a network which is cut already cannot follow."""
+    if not cfg.without_using_gate:
+        raise UserError(
+            f"ckpt_path={cfg.ckpt_path} is a compact network, which is trained without gates: add "
+            "without_using_gate=true"
+        )
+    for override in overrides:
+        if override.split("=")[0].split(".")[0] == "model":
+            raise UserError(f"{override}: a compact network is as it was cut; leave it out")
+    trained = checkpoint["sparsereg"]["data"]["classes"]
+    if len(trained) != len(classes):
+        raise UserError(
+            f"the compact network tells {len(trained)} classes apart and the data have "
+            f"{len(classes)}: choose its data with data=… and data.root=…"
+        )
 
 
 def check_resumable(checkpoint: dict, cfg: DictConfig) -> None:
     """Raise UserError unless the checkpoint's run can go on with these settings."""
+    if "loops" not in checkpoint:
+        raise UserError(
+            f"ckpt_path={cfg.ckpt_path} holds a network without the state of a training run: "
+            "train it on with resume_training=false"
+        )
     gated = any(key.endswith("qz_loga") for key in checkpoint["state_dict"])
     if gated == cfg.without_using_gate:
         raise UserError(

@@ -61,6 +61,7 @@ BOOL = (is_bool, "true or false")
 BOOL_OR_NULL = (is_bool_or_null, "true, false or null")
 COUNT = (is_count, "a whole number of at least 1")
 POSITIVE = (is_positive, "a positive number")
+POSITIVE_OR_NULL = (lambda v: v is None or is_positive(v), "a positive number, or null")
 NOT_NEGATIVE = (lambda v: is_number(v) and v >= 0, "a number of at least 0")
 INSIDE_0_1 = (lambda v: is_number(v) and 0 < v < 1, "above 0 and below 1")
 SEED = (lambda v: v == 0 or (is_count(v) and v < 2**32), "a whole number from 0 to 4294967295")
@@ -74,7 +75,10 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {  # key: check, what is 
     "without_using_gate": BOOL,
     "lambda_l0": NOT_NEGATIVE,
     "droprate_init": INSIDE_0_1,
-    "gate_lr": (lambda v: v is None or is_positive(v), "a positive number, or null"),
+    "gate_lr": POSITIVE_OR_NULL,
+    "finetune_epochs": (lambda v: v == 0 or is_count(v), "a whole number of at least 0"),
+    "finetune_lr": POSITIVE_OR_NULL,
+    "round_to": COUNT,
     "seed": SEED,
     "output_dir": TEXT,
     "matmul_precision": (OneOf(("highest", "high", "medium")), "highest, high or medium"),
@@ -145,12 +149,29 @@ def check_settings(cfg: DictConfig) -> None:
             f"trainer.check_val_every_n_epoch={every} must be at most trainer.max_epochs={epochs}: "
             "without validation there is no best.ckpt"
         )
+    check_finetuning(cfg)
     if cfg.ckpt_path is not None:
         check_checkpoint_file(cfg.ckpt_path)
     elif cfg.resume_training:
         raise UserError(
             "resume_training=true needs ckpt_path=…/last.ckpt, the checkpoint to go on from"
         )
+
+
+def check_finetuning(cfg: DictConfig) -> None:
+    """What would go wrong after the gated training shows before it."""
+    if cfg.finetune_epochs and cfg.without_using_gate:
+        raise UserError(
+            f"finetune_epochs={cfg.finetune_epochs} trains the network that is cut after training "
+            "with gates: use without_using_gate=false"
+        )
+    if 0 < cfg.finetune_epochs < cfg.trainer.check_val_every_n_epoch:
+        raise UserError(
+            f"finetune_epochs={cfg.finetune_epochs} must be at least "
+            f"trainer.check_val_every_n_epoch={cfg.trainer.check_val_every_n_epoch}"
+        )
+    if cfg.finetune_lr is not None and not cfg.finetune_epochs:
+        raise UserError(f"finetune_lr={cfg.finetune_lr} needs finetune_epochs=…")
 
 
 def check_devices(trainer: DictConfig) -> None:

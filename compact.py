@@ -1,0 +1,46 @@
+"""Cut the closed channels out of a trained network, export it, and say what that gains.
+
+    python compact.py ckpt_path=RUN/best.ckpt
+
+Writes into a folder beside the checkpoint, RUN/best_compact: compact.pt (for train.py, test.py and
+sparsereg.load), compact.pt2 (torch.export), compact.onnx and report.json.
+"""
+
+import json
+import sys
+
+from omegaconf import DictConfig
+
+from sparsereg import command_line
+from sparsereg.errors import UserError
+from sparsereg.resume import refuse_other_groups
+from sparsereg.settings import check_settings
+
+
+def main(cfg: DictConfig) -> None:
+    if cfg.ckpt_path is None:
+        raise UserError("ckpt_path=… is needed, the checkpoint to cut")
+    refuse_other_groups("compact.py", "ckpt_path", "round_to")
+    check_settings(cfg)
+    from sparsereg.checkpoint import load, read_checkpoint, write_atomically  # take seconds
+    from sparsereg.compact import fold, load_compact
+    from sparsereg.compact_file import cut_file
+    from sparsereg.compact_report import print_report, report
+    from sparsereg.export import export
+
+    file = cut_file(cfg.ckpt_path, cfg.round_to)
+    net, small = load(cfg.ckpt_path), load_compact(file)
+    image_shape = read_checkpoint(file)["sparsereg"]["data"]["image_shape"]
+    differences = export(fold(small), image_shape, file.parent)
+    results = report(net, small, image_shape, cfg.round_to)
+    results |= {"checkpoint": cfg.ckpt_path, "largest_relative_difference": differences}
+    write_atomically(file.with_name("report.json"), json.dumps(results, indent=1).encode())
+    print_report(results)
+    print(f"wrote {file.parent}: {', '.join(['compact.pt', *differences, 'report.json'])}")
+    if "compact.onnx" not in differences:
+        hint = "compact.onnx is not written: pip install -r requirements-export.txt"
+        print(hint, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,75 @@
+"""A folded network as files that run without this project: torch.export and ONNX."""
+
+import io
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sparsereg.checkpoint import write_atomically
+
+TOLERANCE = 1e-4  # largest difference of logits, relative to the largest logit
+
+
+def export(net: nn.Module, image_shape: tuple[int, int, int], folder: Path) -> dict[str, float]:
+    """Write FOLDER/compact.pt2 and, where onnx is installed, FOLDER/compact.onnx.
+
+    Both take any batch size. Each file is read again, and its logits compared with those of `net`.
+
+    Returns:
+        For each file written, the largest difference relative to the largest logit.
+
+    Raises:
+        RuntimeError: a file computes something else than `net`.
+    """
+    batch = torch.export.Dim("batch")
+    images = torch.randn(2, *image_shape)
+    program = torch.export.export(net, (images,), dynamic_shapes=({0: batch},))
+    content = io.BytesIO()
+    with warnings.catch_warnings():  # about weights in channels_last; the file is read back below
+        warnings.filterwarnings("ignore", message="No complete tensor found in the group")
+        torch.export.save(program, content)
+    write_atomically(folder / "compact.pt2", content.getbuffer())
+    files = {"compact.pt2": torch.export.load(folder / "compact.pt2").module()}
+    if has_onnx():
+        files["compact.onnx"] = write_onnx(program, folder / "compact.onnx")
+    return {name: difference(net, other, image_shape, name) for name, other in files.items()}
+
+
+def has_onnx() -> bool:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def write_onnx(program: torch.export.ExportedProgram, path: Path) -> Callable:
+    """Write the file and return what onnxruntime makes of it, a function of images."""
+    import onnxruntime
+
+    onnx_program = torch.onnx.export(
+        program, input_names=["images"], output_names=["logits"], dynamo=True, verbose=False
+    )
+    write_atomically(path, onnx_program.model_proto.SerializeToString())
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+
+def difference(
+    net: nn.Module, other: Callable, image_shape: tuple[int, int, int], name: str
+) -> float:
+    largest = 0.0
+    for batch in (1, 3, 8):
+        images = torch.randn(batch, *image_shape)
+        with torch.no_grad():
+            logits: Tensor = net(images)
+            error = (other(images) - logits).abs().max() / logits.abs().max()
+        largest = max(largest, error.item())
+    if not largest <= TOLERANCE:
+        raise RuntimeError(f"{name} differs from the network by {largest:.1e} of the largest logit")
+    return largest
