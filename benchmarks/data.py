@@ -8,11 +8,9 @@ MALLOC_MMAP_THRESHOLD_=268435456 MALLOC_TRIM_THRESHOLD_=536870912 in the environ
 """
 
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import PIL
@@ -22,6 +20,7 @@ from torchvision import transforms as T
 
 from sparsereg.data.augment import augment, normalize
 from sparsereg.data.batch_indices import BatchIndices
+from sparsereg.latency import machine
 
 BATCH, IMAGES, SIZE = 128, 50_000, 32
 SCALE, RATIO = (0.8, 1.0), (0.9, 1.1)
@@ -56,13 +55,8 @@ def rate(load: Callable, batches: list[torch.Tensor]) -> float:
 
 
 def header() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
-    names = [line.split(": ")[1] for line in lines if line.startswith("model name")]
     return (
-        f"{names[0] if names else platform.processor()}, {len(names) or '?'} cores, "
-        f"torch {torch.__version__} with {torch.get_num_threads()} threads, "
-        f"torchvision {torchvision.__version__}, Pillow {PIL.__version__}, "
-        f"Python {platform.python_version()}, "
+        f"{machine()}, torchvision {torchvision.__version__}, Pillow {PIL.__version__}, "
         f"MALLOC_TRIM_THRESHOLD_ {os.environ.get('MALLOC_TRIM_THRESHOLD_', 'default')}"
     )
 
