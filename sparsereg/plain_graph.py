@@ -72,12 +72,11 @@ def build(description: dict) -> fx.GraphModule:
         layers[name] = TYPES[type_name](**settings)
     graph, made = fx.Graph(), {}
     for name, how, what, arguments, named in description["operations"]:
-        check(NAME.fullmatch(name), name)
+        for word in (name, *named):
+            check(NAME.fullmatch(word), word)
         target = find_target(how, what, layers)
-        arguments = tuple(decode(a, made) for a in arguments)
-        named = {
-            key: decode(a, made) for key, a in named.items() if check(NAME.fullmatch(key), key)
-        }
+        arguments = tuple(decode(argument, made) for argument in arguments)
+        named = {key: decode(argument, made) for key, argument in named.items()}
         made[name] = graph.create_node(how, target, arguments, named, name)
     return fx.GraphModule(layers, graph)
 

@@ -97,3 +97,18 @@ def trained(tmp_path_factory) -> dict[str, Path]:
         assert result.code == 0, result.err
         paths[name] = checkpoint_path(folder)
     return paths
+
+
+@pytest.fixture(scope="session")
+def pruned(trained, tmp_path_factory) -> Path:
+    """The gated checkpoint with about half of its channels closed, and one branch altogether."""
+    checkpoint = torch.load(trained["gated"], weights_only=True)
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in checkpoint["state_dict"].items():
+        if name.endswith("qz_loga"):
+            tensor.normal_(-2, 2, generator=generator)
+        if name.endswith("block3.gates.5x5.qz_loga"):
+            tensor.fill_(-5)  # a branch that is gone
+    path = tmp_path_factory.mktemp("pruned") / "best.ckpt"
+    torch.save(checkpoint, path)
+    return path

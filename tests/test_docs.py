@@ -15,14 +15,13 @@ from sparsereg.model.basic_l0_blocks import (
     prob_nonzero,
     sample_hard_concrete,
 )
-from sparsereg.model.googlenet import WIDTHS, GoogleNet
-from sparsereg.size import count
+from sparsereg.model.googlenet import GoogleNet
+from sparsereg.size import measure
 
 ROOT = Path(__file__).parents[1]
 METHOD = " ".join((ROOT / "docs" / "method.md").read_text(encoding="utf-8").split())
 PAGES = [page for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")] if page.exists()]
 PICTURES = ("hard_concrete.svg", "inception_block.svg")
-IMAGE = (3, 32, 32)
 
 
 def without_code(markdown: str) -> str:
@@ -63,13 +62,15 @@ def test_l_c0_of_a_new_network_is_the_stated_one(d, l_c0):
 
 
 def test_the_stated_parameters_are_those_of_the_cut_network():
-    def parameters(*first_block):
-        return count((first_block, *WIDTHS[1:]), 10, IMAGE)[0]
+    def without(branch, channels):
+        net = GoogleNet(droprate_init=0.01)
+        net.gates[f"block1/{branch}"].qz_loga.data[:channels] = -10
+        size = measure(net, (3, 32, 32))
+        return size["dense_params"] - size["params"], size["dense_params"]
 
-    dense = parameters(*WIDTHS[0])
-    assert f"The dense network has {dense:,} parameters" in METHOD
-    assert f"{dense - parameters(16, 31, 8, 8)} in all" in METHOD
-    assert f"5×5 branch of the picture is {dense - parameters(16, 32, 0, 8):,} parameters" in METHOD
+    assert f"The dense network has {without('1x1', 0)[1]:,} parameters" in METHOD
+    assert f"{without('3x3', 1)[0]} in all" in METHOD
+    assert f"5×5 branch of the picture is {without('5x5', 8)[0]:,} parameters" in METHOD
 
 
 def test_dividing_by_the_temperature_moves_the_threshold_to_one_half():

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparsereg.model.basic_l0_blocks import L0Gate, deterministic_gate, prob_nonzero
-from sparsereg.model.googlenet import ACTIVATIONS, WIDTHS, GoogleNet
+from sparsereg.model.googlenet import ACTIVATIONS, POOL_AFTER, WIDTHS, GoogleNet
 
 
 def images(n: int = 4) -> torch.Tensor:
@@ -75,6 +75,21 @@ def test_gates_multiply_each_branch():
     expected = torch.cat([block.gates[name](block.branches[name](x)) for name in block.branches], 1)
     z = torch.cat([deterministic_gate(gate.qz_loga) for gate in block.gates.values()])
     torch.testing.assert_close(block(x, z.unsqueeze(0)), expected)
+    torch.testing.assert_close(block(x), expected)
+
+
+def test_eval_mode_equals_the_fused_multiplication():
+    """In eval mode each branch has its gate, in training a block has one product: same numbers."""
+    torch.manual_seed(0)
+    net = GoogleNet().eval()
+    for gate in net.gates.values():
+        gate.qz_loga.data.normal_(0, 3)
+    x = net.stem(images())
+    z = deterministic_gate(net.qz_loga()).unsqueeze(0).split(net.block_widths, dim=1)
+    for number, (block, block_z) in enumerate(zip(net.blocks.values(), z, strict=True), start=1):
+        x = block(x, block_z)
+        x = net.pool(x) if number in POOL_AFTER else x
+    torch.testing.assert_close(net(images()), net.head(x))
 
 
 def test_closed_gates_cut_the_branch_off():
@@ -103,10 +118,11 @@ def test_training_draws_and_eval_does_not():
     torch.manual_seed(0)
     net = GoogleNet()
     # BatchNorm would mix the images of the batch: compare the gates themselves
-    masks = torch.cat(net.block_gates(images(), net.qz_loga()), dim=1)
+    masks = torch.cat(net.draw_block_gates(images(), net.qz_loga()), dim=1)
     assert masks.shape == (4, 832) and len(masks.unique(dim=0)) == 4
     per_batch = GoogleNet(sampling="per_batch")
-    assert torch.cat(per_batch.block_gates(images(), per_batch.qz_loga()), 1).shape == (1, 832)
+    masks = torch.cat(per_batch.draw_block_gates(images(), per_batch.qz_loga()), dim=1)
+    assert masks.shape == (1, 832)
     net.eval()
     assert torch.equal(net(images()), net(images()))
 

@@ -38,17 +38,26 @@ def test_without_gates_nothing_is_cut():
     assert size["params"] == 260_650 and size["sparsity"] == 0
 
 
-def test_a_closed_block_leaves_a_constant():
+def test_nothing_is_left_of_a_collapsed_network():
     widths = [list(w) for w in REFERENCE["dense"]["open_channels"]]
     widths[4] = [0, 0, 0, 0]
     net = with_open_channels(widths).eval()
-    assert measure(net, IMAGE)["params"] == 10
+    size = measure(net, IMAGE)
+    assert (size["params"], size["macs"], size["sparsity"]) == (0, 0, 1)
+    assert size["dense_params"] == 260_650
     logits = net(torch.randn(2, *IMAGE))
-    assert torch.equal(logits[0], logits[1])
+    assert torch.equal(logits[0], logits[1]), "its output is constant"
 
 
 def test_other_classes_and_image_sizes():
-    widths = tuple(map(tuple, REFERENCE["dense"]["open_channels"]))
-    params, macs = count(widths, 100, (3, 64, 64))
-    assert params == 260_650 + 90 * 129
-    assert macs == 4 * (79_643_904 - 1_280) + 12_800
+    size = count(GoogleNet(num_classes=100), (3, 64, 64))
+    assert size["params"] == 260_650 + 90 * 129
+    assert size["macs"] == 4 * (79_643_904 - 1_280) + 12_800
+
+
+def test_measuring_changes_nothing():
+    net = with_open_channels(REFERENCE["cases"][0]["open_channels"]).double().train()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    measure(net, IMAGE)
+    assert net.training and next(net.parameters()).dtype == torch.float64
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())

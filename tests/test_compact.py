@@ -1,0 +1,143 @@
+"""The cut GoogleNet computes what the masked one computes, and has the sizes of the reference."""
+
+import copy
+import json
+from functools import cache
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import torch
+from networks import CLOSED, OPEN, assert_same, images, parameters, randomise
+from torch import nn
+from torch.nn import functional as F
+
+from sparsereg.compact import compact, fold
+from sparsereg.model.googlenet import ACTIVATIONS, GoogleNet
+from sparsereg.size import count
+
+REFERENCE = json.loads((Path(__file__).parent / "reference/compact_googlenet.json").read_text())
+
+
+@cache
+def trained(act_fn_name: str) -> GoogleNet:
+    """A network in float64 whose BatchNorm layers have statistics and weights of their own."""
+    torch.manual_seed(0)
+    net = GoogleNet(act_fn_name=act_fn_name).double()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+    for _ in range(3):
+        F.cross_entropy(net(images(16)), torch.arange(4)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0  # see `calibrate`
+    return randomise(net).eval()
+
+
+def calibrate(net: GoogleNet) -> None:
+    """BatchNorm statistics of the masked network: with others, the image's share of the logits
+    vanishes on its way through a few open channels, and nothing can be compared."""
+    for module in net.modules():
+        module.training = isinstance(module, nn.BatchNorm2d)
+    with torch.no_grad():
+        net(images(8).to(net.head[2].weight))
+    net.eval()
+
+
+def blocks_of(net: GoogleNet) -> list[list[torch.Tensor]]:
+    """ln α of each branch of each block."""
+    return [[g.qz_loga.data for g in block.gates.values()] for block in net.blocks.values()]
+
+
+def open_one(block: list[torch.Tensor], value: float) -> None:
+    """Opens one channel of a block."""
+    branch = block[torch.randint(len(block), ())]
+    branch[torch.randint(len(branch), ())] = value
+
+
+def fractional(block):
+    for branch in block:
+        branch.uniform_(-2, 2)
+
+
+def zero_or_one(block):
+    for branch in block:
+        branch.copy_(torch.where(torch.rand(len(branch)) < 0.3, OPEN, CLOSED))
+    open_one(block, OPEN)
+
+
+def mixed(block):
+    for branch in block:
+        branch.normal_(-1.5, 3)
+    open_one(block, 0.0)
+
+
+def empty_branches(block):
+    mixed(block)
+    for branch in block:
+        if torch.rand(()) < 0.5:
+            branch.fill_(CLOSED)
+    open_one(block, 0.0)
+
+
+def one_channel(block):
+    for branch in block:
+        branch.fill_(CLOSED)
+    open_one(block, torch.rand(()).item())
+
+
+def all_open(block):
+    for branch in block:
+        branch.fill_(OPEN)
+
+
+PATTERNS = {  # how many random networks of each kind, for each activation: 208 in all
+    fractional: 9,
+    zero_or_one: 11,
+    mixed: 11,
+    empty_branches: 11,
+    one_channel: 9,
+    all_open: 1,
+}
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=lambda pattern: pattern.__name__)
+@pytest.mark.parametrize("act_fn_name", ACTIVATIONS)
+def test_outputs_stay_the_same(act_fn_name, pattern):
+    net, x = trained(act_fn_name), images(16)
+    torch.manual_seed(1)
+    for _ in range(PATTERNS[pattern]):
+        for block in blocks_of(net):
+            pattern(block)
+        calibrate(net)
+        with torch.no_grad():
+            masked, cut = net(x), compact(net)
+            assert_same(masked, cut(x))
+            assert_same(masked, fold(cut)(x))
+
+
+@pytest.mark.parametrize("act_fn_name", ACTIVATIONS)
+def test_outputs_in_single_precision(act_fn_name):
+    net, x = copy.deepcopy(trained(act_fn_name)).float(), images(16).float()
+    torch.manual_seed(2)
+    for pattern in (fractional, mixed, empty_branches, one_channel):
+        for block in blocks_of(net):
+            pattern(block)
+        calibrate(net)
+        with torch.no_grad():
+            masked, cut = net(x), compact(net)
+            for small in (cut, fold(cut)):
+                assert (masked - small(x)).abs().max() <= 1e-5 * masked.abs().max()
+
+
+@pytest.mark.parametrize("case", [REFERENCE["dense"], *REFERENCE["cases"]])
+def test_sizes_of_the_reference(case):
+    """Wherever the open channels are; which ones, changes no size."""
+    net = GoogleNet()
+    for branch, width in zip(chain(*blocks_of(net)), chain(*case["open_channels"]), strict=True):
+        branch.fill_(CLOSED)
+        branch[torch.randperm(len(branch))[:width]] = OPEN
+    cut = compact(net)
+    assert parameters(cut) == case["params"]
+    assert count(cut, (3, 32, 32)) == {"params": case["params"], "macs": case["macs"]}
