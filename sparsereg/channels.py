@@ -133,6 +133,8 @@ class ChannelGraph:
 
     def input_width(self, node: fx.Node) -> int:
         """The input has the channels that the first layer reads."""
+        if list(self.kinds.values()).count(INPUT) > 1:
+            refuse(self.traced, node, ": the network has several inputs")
         for layer, kind in self.kinds.items():
             if kind == MIX:
                 if isinstance(self.module(layer), nn.Linear):
@@ -191,6 +193,8 @@ class ChannelGraph:
                     requests += self.parts(user, node, asked[user])
                 elif user in asked:
                     requests.append(asked[user])
+            if not requests:
+                refuse(self.traced, node, ": only its size is read")
             asked[node] = reduce(either, requests)
         return asked
 
@@ -243,9 +247,10 @@ class ChannelGraph:
         kept = {}
         for node, kind in self.kinds.items():
             if kind == GATE:
-                lost = self.gate_of[node][self.removed_by[node] == NO_GATE].tolist()
+                own = self.gate_of[node]
+                lost = own[self.removed_by[node] != own].tolist()
                 if lost:
-                    why = self.notes.get(lost[0], "another layer reads it without the gate")
+                    why = self.notes.get(lost[0], "it is an input, or read without the gate too")
                     width = len(self.gates[node.target])
                     kept[node.target] = f"{len(lost)} of {width} channels: {why}"
         return kept

@@ -38,7 +38,10 @@ def compact(net: nn.Module, round_to: int = 1) -> fx.GraphModule:
     Raises:
         Collapsed: all channels that some layer reads are closed.
         UserError: an operation through which channels cannot be followed.
+        ValueError: `round_to` is no whole number of at least 1.
     """
+    if not isinstance(round_to, int) or round_to < 1:
+        raise ValueError(f"round_to must be a whole number of at least 1, got {round_to}")
     channels = ChannelGraph(copy.deepcopy(net).eval())
     values = {
         name: deterministic_gate(channels.traced.get_submodule(name).qz_loga.detach())

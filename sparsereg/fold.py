@@ -10,7 +10,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sparsereg.errors import UserError
 from sparsereg.model.basic_l0_blocks import L0Gate
-from sparsereg.operations import BATCH_NORMS, CONVOLUTIONS, SCALE, ZERO, kind_of, module_of, trace
+from sparsereg.operations import BATCH_NORMS, SCALE, ZERO, kind_of, module_of, trace
 
 
 def fold(net: nn.Module) -> fx.GraphModule:
@@ -28,6 +28,8 @@ def fold(net: nn.Module) -> fx.GraphModule:
     if any(isinstance(module, L0Gate) for module in net.modules()):
         raise UserError("the network has gates: fold(compact(net))")
     traced = trace(copy.deepcopy(net).eval())
+    for node in traced.graph.find_nodes(op="call_method", target="view"):
+        node.target = "reshape"  # which channels_last needs
     fold_batch_norms(traced)
     merge_pointwise(traced)
     traced.graph.eliminate_dead_code()
@@ -38,11 +40,12 @@ def fold(net: nn.Module) -> fx.GraphModule:
 
 def fold_batch_norms(traced: fx.GraphModule) -> None:
     for node in traced.graph.find_nodes(op="call_module"):
-        conv, norm = module_of(traced, node.args[0]), module_of(traced, node)
+        [source], norm = node.all_input_nodes, module_of(traced, node)
+        conv = module_of(traced, source)
         foldable = isinstance(norm, BATCH_NORMS) and norm.running_mean is not None
-        if foldable and isinstance(conv, CONVOLUTIONS) and len(node.args[0].users) == 1:
-            traced.set_submodule(node.args[0].target, fuse_conv_bn_eval(conv, norm))
-            node.replace_all_uses_with(node.args[0])
+        if foldable and isinstance(conv, nn.Conv2d) and len(source.users) == 1:
+            traced.set_submodule(source.target, fuse_conv_bn_eval(conv, norm))
+            node.replace_all_uses_with(source)
             traced.graph.erase_node(node)
 
 

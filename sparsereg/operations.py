@@ -9,8 +9,7 @@ from sparsereg.errors import UserError
 from sparsereg.model.basic_l0_blocks import L0Gate
 from sparsereg.model.layers import BatchNorm, ChannelScale
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNorm)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, BatchNorm)
 
 # The kinds of operations. All but MIX, CAT, ADD and FLATTEN keep every channel to itself.
 INPUT, OUTPUT, SIZE = "input", "output", "size"
@@ -27,6 +26,7 @@ MODULES = {
     **dict.fromkeys(BATCH_NORMS, AFFINE),
     nn.Flatten: FLATTEN,
     nn.Linear: MIX,
+    nn.Conv2d: MIX,  # or AFFINE, if depthwise
     L0Gate: GATE,
 }
 FUNCTIONS = {  # by name, because some of torch's functions do not know theirs
@@ -53,8 +53,7 @@ class ChannelTracer(fx.Tracer):
     """Keeps gates and layers whole, subclasses of torch's own too."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        known = (*MODULES, *CONVOLUTIONS)
-        return isinstance(module, known) or super().is_leaf_module(module, name)
+        return isinstance(module, tuple(MODULES)) or super().is_leaf_module(module, name)
 
 
 def trace(net: nn.Module) -> fx.GraphModule:
@@ -65,19 +64,37 @@ def trace(net: nn.Module) -> fx.GraphModule:
     """
     try:
         graph = ChannelTracer().trace(net)
-    except (fx.proxy.TraceError, TypeError) as error:
+    except (fx.proxy.TraceError, TypeError, RuntimeError, NameError) as error:
         raise UserError(f"{type(net).__name__} cannot be traced: {error}") from error
     for node in graph.find_nodes(op="placeholder"):
         if not node.users:  # an optional argument
             graph.erase_node(node)
     traced = fx.GraphModule(net, graph)
+    for node in graph.nodes:
+        if changes_its_input(traced, node) and len(node.all_input_nodes[0].users) > 1:
+            refuse(traced, node, ": it works in place on a tensor that is read elsewhere too")
     graph.eliminate_dead_code()
     traced.recompile()
-    calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
+    check_nothing_is_shared(traced)
+    return traced
+
+
+def changes_its_input(traced: fx.GraphModule, node: fx.Node) -> bool:
+    in_place = getattr(module_of(traced, node), "inplace", False) or node.kwargs.get("inplace")
+    named_so = node.op == "call_method" and node.target.endswith("_")
+    return bool(in_place) or named_so or NAMES.get(node.target) == "_operator.iadd"
+
+
+def check_nothing_is_shared(traced: fx.GraphModule) -> None:
+    """A layer in two places has the channels of both: it cannot be cut for one of them."""
+    calls = Counter(node.target for node in traced.graph.nodes if node.op == "call_module")
     for name, times in calls.items():
         if times > 1 and traced.get_submodule(name).state_dict():
             raise UserError(f"{name} is called {times} times: shared layers cannot be followed")
-    return traced
+    seen: dict[int, str] = {}
+    for name, parameter in traced.named_parameters(remove_duplicate=False):
+        if seen.setdefault(id(parameter), name) != name:
+            raise UserError(f"{name} is also {seen[id(parameter)]}: shared weights, not followed")
 
 
 def module_of(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
@@ -90,35 +107,40 @@ def kind_of(traced: fx.GraphModule, node: fx.Node) -> str:
     Raises:
         UserError: names an operation that is none of them.
     """
-    if node.op in ("placeholder", "output"):
-        return INPUT if node.op == "placeholder" else OUTPUT
     module = module_of(traced, node)
-    if node.op == "call_function":
-        kind = FUNCTIONS.get(NAMES.get(node.target))
-    elif node.op == "call_method":
-        kind = METHODS.get(node.target)
-    elif isinstance(module, CONVOLUTIONS):
+    kind = {
+        "placeholder": INPUT,
+        "output": OUTPUT,
+        # exactly these types: a subclass may compute something else
+        "call_module": MODULES.get(type(module)),
+        "call_function": FUNCTIONS.get(NAMES.get(node.target)),
+        "call_method": METHODS.get(node.target),
+    }.get(node.op)
+    if isinstance(module, nn.Conv2d) and kind and module.groups > 1:
         depthwise = module.groups == module.in_channels == module.out_channels
-        kind = MIX if module.groups == 1 else AFFINE if depthwise else None
-    else:
-        kind = next((kind for known, kind in MODULES.items() if isinstance(module, known)), None)
-    if kind is None or not takes_channels(node, kind, module):
+        kind = AFFINE if depthwise else None
+    if kind is None or not takes_channels(traced, node, kind):
         refuse(traced, node)
     return kind
 
 
-def takes_channels(node: fx.Node, kind: str, module: nn.Module | None) -> bool:
+def takes_channels(traced: fx.GraphModule, node: fx.Node, kind: str) -> bool:
     """Do the arguments make it the operation on channels that its name suggests?"""
+    module, arguments = module_of(traced, node), [*node.args, *node.kwargs.values()]
+    if kind == OUTPUT:
+        return isinstance(node.args[0], fx.Node)
+    if kind == SIZE:  # as in x.view(x.size(0), -1)
+        return arguments[1:] in (["shape"], [0])
     if kind == CAT:
         return (node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")) == 1
     if kind == ADD:
-        return len(node.args) == 2 and all(isinstance(a, fx.Node) for a in node.args)
+        return len(node.args) == 2 and all(isinstance(a, fx.Node) for a in arguments)
     if isinstance(module, nn.Flatten):
         return (module.start_dim, module.end_dim) == (1, -1)
     if node.target in ("view", "reshape"):
         return len(node.args) == 3 and node.args[2] == -1
     if kind == FLATTEN:
-        return [*node.args[1:], *node.kwargs.values()] == [1]
+        return arguments[1:] == [1]
     return True
 
 

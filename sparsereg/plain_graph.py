@@ -3,14 +3,16 @@ network it came from, and loading it runs nothing that the file brings along."""
 
 import inspect
 import re
+from keyword import iskeyword
 from typing import Any
 
 from torch import fx, nn
 
 from sparsereg.errors import UserError
-from sparsereg.operations import CONVOLUTIONS, FUNCTIONS, METHODS, MODULES, NAMES, resolve_name
+from sparsereg.model.basic_l0_blocks import L0Gate
+from sparsereg.operations import FUNCTIONS, METHODS, MODULES, NAMES, kind_of, resolve_name
 
-TYPES = {known.__name__: known for known in (*MODULES, *CONVOLUTIONS)}
+TYPES = {known.__name__: known for known in MODULES if known is not L0Gate}
 NAME = re.compile(r"\w+(\.\w+)*")
 PLAIN = (bool, int, float, str, type(None))
 
@@ -27,7 +29,9 @@ def describe(net: fx.GraphModule) -> dict:
     """
     operations = []
     for node in net.graph.nodes:
-        target = NAMES.get(node.target, node.target)
+        target = NAMES.get(node.target) if node.op == "call_function" else node.target
+        if target is None:
+            raise UserError(f"{node.target} is a function that cannot be saved")
         arguments = [encode(a) for a in node.args], {k: encode(a) for k, a in node.kwargs.items()}
         operations.append([node.name, node.op, target, *arguments])
     names = {node.target for node in net.graph.nodes if node.op == "call_module"}
@@ -42,8 +46,8 @@ def describe_layer(layer: nn.Module) -> list:
         raise UserError(f"{type(layer).__name__} is a layer that cannot be saved")
     parameters = inspect.signature(type(layer)).parameters
     settings = {name: getattr(layer, name) for name in parameters if hasattr(layer, name)}
-    if "bias" in settings:
-        settings["bias"] = layer.bias is not None
+    if "bias" in settings:  # a tensor or None; BatchNorm has it if it is affine
+        settings["bias"] = layer.bias is not None or "affine" in settings
     return [
         type(layer).__name__,
         {name: v for name, v in settings.items() if v != parameters[name].default},
@@ -73,17 +77,20 @@ def build(description: dict) -> fx.GraphModule:
     graph, made = fx.Graph(), {}
     for name, how, what, arguments, named in description["operations"]:
         for word in (name, *named):
-            check(NAME.fullmatch(word), word)
+            check(NAME.fullmatch(word) and not iskeyword(word), word)
         target = find_target(how, what, layers)
         arguments = tuple(decode(argument, made) for argument in arguments)
         named = {key: decode(argument, made) for key, argument in named.items()}
         made[name] = graph.create_node(how, target, arguments, named, name)
-    return fx.GraphModule(layers, graph)
+    net = fx.GraphModule(layers, graph)
+    for node in graph.nodes:
+        kind_of(net, node)  # refuses known operations with unknown arguments
+    return net
 
 
 def find_target(how: str, what: str, layers: dict[str, nn.Module]) -> Any:
     known = {
-        "placeholder": NAME.fullmatch(what),
+        "placeholder": what.isidentifier() and not iskeyword(what) and what != "self",
         "output": what == "output",
         "call_module": what in layers,
         "call_function": what in FUNCTIONS,

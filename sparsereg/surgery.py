@@ -15,7 +15,7 @@ SIZES = {False: ("in_channels", "out_channels"), True: ("in_features", "out_feat
 
 
 class Collapsed(UserError):
-    """Somewhere in the network every channel is closed: it no longer depends on its input."""
+    """Every channel that some layer reads is closed: the image no longer reaches it."""
 
 
 def cut(
@@ -36,7 +36,7 @@ def cut(
     traced.graph.eliminate_dead_code()
     traced.delete_all_unused_submodules()
     traced.recompile()
-    return traced
+    return traced.eval()
 
 
 def check_not_collapsed(channels: ChannelGraph, present: dict[fx.Node, Tensor]) -> None:
@@ -46,8 +46,8 @@ def check_not_collapsed(channels: ChannelGraph, present: dict[fx.Node, Tensor]) 
             gates = [s.gate for s in channels.segments(channels.gate_of[source]) if s.gate]
             raise Collapsed(
                 f"every channel that {node.target} reads is closed (gates {', '.join(gates)}): the "
-                "network no longer depends on its input. Use an earlier checkpoint, or train with "
-                "a lower lambda_l0"
+                "image no longer reaches it. Use an earlier checkpoint, or train with a lower "
+                "lambda_l0"
             )
 
 
