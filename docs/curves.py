@@ -10,7 +10,13 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
 FOLDER = Path(__file__).parent
-COLORS = ("#767676", "#0072B2", "#D55E00", "#009E73")  # Okabe and Ito, for colour-blind readers
+COLORS = (
+    "#767676",
+    "#CC79A7",
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+)  # Okabe and Ito
 STYLE = {"svg.hashsalt": "sparsereg", "font.family": "DejaVu Sans", "font.size": 9}
 PANELS = {"L_C0": "L_C0", "val_acc": "validation accuracy", "sparsity": "sparsity"}
 

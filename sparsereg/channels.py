@@ -11,9 +11,7 @@ every tensor learns which gate multiplies it; backward, every channel learns who
 A channel that nothing reads is not computed, and so on up to the input.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import reduce
 from itertools import groupby
 
 import torch
@@ -34,10 +32,9 @@ from sparsereg.operations import (
     refuse,
     trace,
 )
+from sparsereg.readers import settle
 
 NO_GATE = 0  # gates count from 1
-Read = Callable[[fx.Node, Tensor | None], Tensor]  # what a layer asks of the node it reads
-Either = Callable[[Tensor, Tensor], Tensor]  # what two readers ask together
 
 
 @dataclass(frozen=True)
@@ -162,57 +159,6 @@ class ChannelGraph:
 
     # Backward: who reads a channel
 
-    def settle(self, read: Read, either: Either, at_input: int) -> dict[fx.Node, Tensor]:
-        """What the readers of each channel ask of it.
-
-        Args:
-            read: what a layer, for which `Tensor` is asked, or the output, None, asks of a node.
-            either: what two readers ask together.
-            at_input: what is asked of the network's input, which nothing can cut.
-        """
-        inputs = [node for node in self.gate_of if self.kinds[node] == INPUT]
-        found = {node: torch.full_like(self.gate_of[node], at_input) for node in inputs}
-        while True:
-            asked = self.backward(read, either, found)
-            found = self.carry_on(asked, either)
-            if all(torch.equal(found[node], asked[node]) for node in found):
-                return found
-
-    def backward(
-        self, read: Read, either: Either, known: dict[fx.Node, Tensor]
-    ) -> dict[fx.Node, Tensor]:
-        asked: dict[fx.Node, Tensor] = {}
-        for node in reversed(self.gate_of):
-            requests = [known[node]] if node in known else []
-            for user in node.users:
-                if self.kinds[user] == OUTPUT:
-                    requests.append(read(node, None))
-                elif self.kinds[user] == MIX:
-                    requests.append(read(node, asked[user]))
-                elif self.kinds[user] == CAT:
-                    requests += self.parts(user, node, asked[user])
-                elif user in asked:
-                    requests.append(asked[user])
-            if not requests:
-                refuse(self.traced, node, ": only its size is read")
-            asked[node] = reduce(either, requests)
-        return asked
-
-    def parts(self, cat: fx.Node, node: fx.Node, asked: Tensor) -> list[Tensor]:
-        """What is asked of each occurrence of `node` in a concatenation."""
-        sources = self.sources(cat)
-        pieces = asked.split([len(self.gate_of[source]) for source in sources])
-        return [piece for source, piece in zip(sources, pieces, strict=True) if source is node]
-
-    def carry_on(self, asked: dict[fx.Node, Tensor], either: Either) -> dict[fx.Node, Tensor]:
-        """What remains of a tensor, for whichever reader, all operations on it take along."""
-        found = dict(asked)
-        for node, kind in self.kinds.items():
-            if node in found and kind not in (INPUT, MIX) and found[node].any():
-                sources = [found[source] for source in self.sources(node)]
-                found[node] = torch.cat(sources) if kind == CAT else reduce(either, sources)
-        return found
-
     def alive(self, node: fx.Node, is_open: Tensor) -> Tensor:
         """Which channels are not zero, (C,); `is_open` has 1 or 0 for each gate."""
         return torch.cat([is_open.new_ones(1), is_open])[self.gate_of[node]]
@@ -229,7 +175,7 @@ class ChannelGraph:
                 return torch.ones_like(self.gate_of[node])
             return self.alive(node, is_open) * layer.any()
 
-        return self.settle(read, torch.maximum, at_input=1)
+        return settle(self, read, torch.maximum, at_input=1)
 
     def find_removers(self) -> dict[fx.Node, Tensor]:
         def read(node: fx.Node, layer: Tensor | None) -> Tensor:
@@ -239,7 +185,7 @@ class ChannelGraph:
                 else self.gate_of[node]
             )
 
-        return self.settle(read, same, at_input=NO_GATE)
+        return settle(self, read, same, at_input=NO_GATE)
 
     # What is found
 

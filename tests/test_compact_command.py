@@ -13,6 +13,7 @@ import torch
 from conftest import SHORT, assert_one_line, checkpoint_path, run_process
 
 import sparsereg
+from benchmarks import compact as benchmark
 from sparsereg import compact_report, latency
 from sparsereg.checkpoint import read_checkpoint
 from sparsereg.compact import compact, load_compact
@@ -250,3 +251,15 @@ def test_mistakes_about_fine_tuning(command, tmp_path, arguments, words):
 def test_a_checkpoint_is_not_a_compact_file(pruned):
     with pytest.raises(UserError, match=r"not cut yet: python compact\.py"):
         load_compact(pruned)
+
+
+def test_benchmark_finds_the_sparsity_and_measures_every_network(monkeypatch, capsys):
+    monkeypatch.setattr(latency, "ROUNDS", 1)
+    monkeypatch.setattr(benchmark, "SPARSITIES", (0.64,))
+    monkeypatch.setattr(benchmark, "BATCHES", (1,))
+    benchmark.main()
+    lines = capsys.readouterr().out.splitlines()
+    [title] = [line for line in lines if line.startswith("sparsity")]
+    assert abs(float(title.split()[1].strip(",")) - 0.64) < 0.02
+    rows = [line.split() for line in lines if line.lstrip().startswith("1 ")]
+    assert len(rows) == 7 and all(float(row[-3]) > 0 for row in rows)

@@ -1,0 +1,75 @@
+"""Backward through a traced network: who reads a channel, and so what has to remain of it."""
+
+from collections.abc import Callable
+from functools import reduce
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, fx
+
+from sparsereg.operations import CAT, INPUT, MIX, OUTPUT, refuse
+
+if TYPE_CHECKING:
+    from sparsereg.channels import ChannelGraph
+
+Read = Callable[[fx.Node, Tensor | None], Tensor]  # what a layer asks of the node it reads
+Either = Callable[[Tensor, Tensor], Tensor]  # what two readers ask together
+
+
+def settle(
+    graph: "ChannelGraph", read: Read, either: Either, at_input: int
+) -> dict[fx.Node, Tensor]:
+    """What the readers of each channel ask of it.
+
+    Args:
+        read: what a layer, for which `Tensor` is asked, or the output, None, asks of a node.
+        either: what two readers ask together.
+        at_input: what is asked of the network's input, which nothing can cut.
+    """
+    inputs = [node for node in graph.gate_of if graph.kinds[node] == INPUT]
+    found = {node: torch.full_like(graph.gate_of[node], at_input) for node in inputs}
+    while True:
+        asked = backward(graph, read, either, found)
+        found = carry_on(graph, asked, either)
+        if all(torch.equal(found[node], asked[node]) for node in found):
+            return found
+
+
+def backward(
+    graph: "ChannelGraph", read: Read, either: Either, known: dict[fx.Node, Tensor]
+) -> dict[fx.Node, Tensor]:
+    asked: dict[fx.Node, Tensor] = {}
+    for node in reversed(graph.gate_of):
+        requests = [known[node]] if node in known else []
+        for user in node.users:
+            if graph.kinds[user] == OUTPUT:
+                requests.append(read(node, None))
+            elif graph.kinds[user] == MIX:
+                requests.append(read(node, asked[user]))
+            elif graph.kinds[user] == CAT:
+                requests += parts(graph, user, node, asked[user])
+            elif user in asked:
+                requests.append(asked[user])
+        if not requests:
+            refuse(graph.traced, node, ": only its size is read")
+        asked[node] = reduce(either, requests)
+    return asked
+
+
+def parts(graph: "ChannelGraph", cat: fx.Node, node: fx.Node, asked: Tensor) -> list[Tensor]:
+    """What is asked of each occurrence of `node` in a concatenation."""
+    sources = graph.sources(cat)
+    pieces = asked.split([len(graph.gate_of[source]) for source in sources])
+    return [piece for source, piece in zip(sources, pieces, strict=True) if source is node]
+
+
+def carry_on(
+    graph: "ChannelGraph", asked: dict[fx.Node, Tensor], either: Either
+) -> dict[fx.Node, Tensor]:
+    """What remains of a tensor, for whichever reader, all operations on it take along."""
+    found = dict(asked)
+    for node, kind in graph.kinds.items():
+        if node in found and kind not in (INPUT, MIX) and found[node].any():
+            sources = [found[source] for source in graph.sources(node)]
+            found[node] = torch.cat(sources) if kind == CAT else reduce(either, sources)
+    return found
