@@ -10,13 +10,11 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-ROUNDS = 9
-
 
 def compare_latency(
-    nets: dict[str, nn.Module], images: Tensor, seconds: float = 0.2
+    nets: dict[str, nn.Module], images: Tensor, rounds: int, seconds: float = 0.1
 ) -> dict[str, list[float]]:
-    """Milliseconds that each network takes for the batch `images`, in nine rounds.
+    """Milliseconds that each network takes for the batch `images`, in each round.
 
     The networks take turns, so that a busy machine slows all of them: compare within a round, and
     quote medians of ratios (`speedup`).
@@ -32,7 +30,7 @@ def compare_latency(
             net(images)  # the first call prepares kernels
         slowest = max(seconds_per_call(net, images, 1) for net in nets.values())
         calls = max(1, round(seconds / slowest))
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             for name, net in nets.items():
                 times[name].append(1000 * seconds_per_call(net, images, calls))
     return times

@@ -14,7 +14,7 @@ from conftest import SHORT, assert_one_line, checkpoint_path, run_process
 
 import sparsereg
 from benchmarks import compact as benchmark
-from sparsereg import compact_report, latency
+from sparsereg import compact_report
 from sparsereg.checkpoint import read_checkpoint
 from sparsereg.compact import compact, load_compact
 from sparsereg.errors import UserError
@@ -27,8 +27,7 @@ IMAGE = (3, 16, 16)
 @pytest.fixture
 def quick(monkeypatch):
     """Latency is measured once, for small batches."""
-    monkeypatch.setattr(latency, "ROUNDS", 1)
-    monkeypatch.setattr(compact_report, "BATCHES", (1, 2))
+    monkeypatch.setattr(compact_report, "BATCHES", {1: 1, 2: 1})
 
 
 def copy_of(checkpoint: Path, folder: Path) -> Path:
@@ -254,9 +253,8 @@ def test_a_checkpoint_is_not_a_compact_file(pruned):
 
 
 def test_benchmark_finds_the_sparsity_and_measures_every_network(monkeypatch, capsys):
-    monkeypatch.setattr(latency, "ROUNDS", 1)
     monkeypatch.setattr(benchmark, "SPARSITIES", (0.64,))
-    monkeypatch.setattr(benchmark, "BATCHES", (1,))
+    monkeypatch.setattr(benchmark, "BATCHES", {1: 1})
     benchmark.main()
     lines = capsys.readouterr().out.splitlines()
     [title] = [line for line in lines if line.startswith("sparsity")]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from docs import curves, pictures
+from docs import curves, network, pictures
 from sparsereg.model.basic_l0_blocks import (
     deterministic_gate,
     prob_nonzero,
@@ -110,14 +110,30 @@ def test_the_script_draws_the_pictures_of_this_folder(tmp_path):
         assert (tmp_path / name).read_text(encoding="utf-8") == stored
 
 
-def test_results_come_from_the_committed_runs(tmp_path, capsys):
-    curves.main(tmp_path)
+@pytest.mark.parametrize("script", [curves, network], ids=["curves", "network"])
+def test_results_come_from_the_committed_runs(script, tmp_path, capsys):
+    script.main(tmp_path)
     rows = capsys.readouterr().out.splitlines()
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(rows) >= 3 and all(row in readme for row in rows)
-    stored = (ROOT / "docs" / "curves.svg").read_text(encoding="utf-8")
+    name = f"{Path(script.__file__).stem}.svg"
+    stored = (ROOT / "docs" / name).read_text(encoding="utf-8")
     if f"Matplotlib v{matplotlib.__version__}," in stored:
-        assert (tmp_path / "curves.svg").read_text(encoding="utf-8") == stored
+        assert (tmp_path / name).read_text(encoding="utf-8") == stored
+
+
+def test_the_benchmarks_table_is_what_was_printed():
+    """Sparsity, batch and the three ratios, from the output that is kept beside the table."""
+    table = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    blocks = (ROOT / "benchmarks" / "compact.txt").read_text(encoding="utf-8").split("sparsity ")
+    for block in blocks[1:]:
+        rows = [re.split(r"\s{2,}", line.strip()) for line in block.splitlines()[2:] if line]
+        ratios = {(batch, name): (dense, masked) for batch, name, _, dense, masked in rows}
+        for batch in ("1", "128"):
+            dense, masked = ratios[batch, "compact folded"]
+            rounded = ratios[batch, "compact folded, round_to=8"][0]
+            cells = [block.split(",")[0], batch, dense, masked, rounded]
+            assert f"| {' | '.join(cells)} |" in table
 
 
 def test_the_script_draws_the_same_twice(tmp_path):
