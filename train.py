@@ -94,7 +94,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
         cut = cut_file(last, cfg.round_to) if trainer.is_global_zero else None
         cut = trainer.strategy.broadcast(cut)
         if trainer.is_global_zero:
-            print(f"{last} is cut: training {cut} for {cfg.finetune_epochs} epochs", flush=True)
+            print(f"cut {last} to {cut}, which is now trained on", flush=True)
         train(*finetune_settings(cfg, record["overrides"], cut))
 
 

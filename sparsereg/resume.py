@@ -81,7 +81,7 @@ def finetune_settings(
     }
     if cfg.finetune_lr is not None:
         changed["optimizer.lr"] = cfg.finetune_lr
-    left_out = {"model", *changed}  # the network is as it was cut
+    left_out = {"model", "finetune_lr", *changed}  # the network is as it was cut
     kept = [o for o in overrides if not {o.split("=")[0], o.split(".")[0]} & left_out]
     overrides = [*kept, *(f"{key}={value}" for key, value in changed.items())]
     return compose("train", overrides=overrides), overrides

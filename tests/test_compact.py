@@ -21,18 +21,26 @@ REFERENCE = json.loads((Path(__file__).parent / "reference/compact_googlenet.jso
 
 @cache
 def trained(act_fn_name: str) -> GoogleNet:
-    """A network in float64 whose BatchNorm layers have statistics and weights of their own."""
+    """A network whose BatchNorm layers have learned statistics and weights."""
     torch.manual_seed(0)
-    net = GoogleNet(act_fn_name=act_fn_name).double()
+    net = GoogleNet(act_fn_name=act_fn_name)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
-    for _ in range(3):
-        F.cross_entropy(net(images(16)), torch.arange(4)).backward()
+    for _ in range(5):
+        batch = torch.randn(16, 3, 16, 16) + torch.randn(16, 3, 1, 1)
+        F.cross_entropy(net(batch), torch.randint(10, (16,))).backward()
         optimizer.step()
         optimizer.zero_grad()
+    return net.eval()
+
+
+@cache
+def randomised(act_fn_name: str) -> GoogleNet:
+    """The same in float64, with uncommon statistics and weights, also negative ones."""
+    net = randomise(copy.deepcopy(trained(act_fn_name)).double())
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0  # see `calibrate`
-    return randomise(net).eval()
+    return net.eval()
 
 
 def calibrate(net: GoogleNet) -> None:
@@ -105,7 +113,7 @@ PATTERNS = {  # how many random networks of each kind, for each activation: 208 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=lambda pattern: pattern.__name__)
 @pytest.mark.parametrize("act_fn_name", ACTIVATIONS)
 def test_outputs_stay_the_same(act_fn_name, pattern):
-    net, x = trained(act_fn_name), images(16)
+    net, x = randomised(act_fn_name), images(16)
     torch.manual_seed(1)
     for _ in range(PATTERNS[pattern]):
         for block in blocks_of(net):
@@ -117,14 +125,16 @@ def test_outputs_stay_the_same(act_fn_name, pattern):
             assert_same(masked, fold(cut)(x))
 
 
+@pytest.mark.parametrize("pattern", PATTERNS, ids=lambda pattern: pattern.__name__)
 @pytest.mark.parametrize("act_fn_name", ACTIVATIONS)
-def test_outputs_in_single_precision(act_fn_name):
-    net, x = copy.deepcopy(trained(act_fn_name)).float(), images(16).float()
+def test_outputs_in_single_precision(act_fn_name, pattern):
+    """On the trained network: the randomised one magnifies rounding, its own float32 logits are up
+    to 8e-6 away from those in float64."""
+    net, x = copy.deepcopy(trained(act_fn_name)), images(16).float()
     torch.manual_seed(2)
-    for pattern in (fractional, mixed, empty_branches, one_channel):
+    for _ in range(PATTERNS[pattern]):
         for block in blocks_of(net):
             pattern(block)
-        calibrate(net)
         with torch.no_grad():
             masked, cut = net(x), compact(net)
             for small in (cut, fold(cut)):

@@ -154,6 +154,10 @@ def test_train_cut_and_fine_tune_in_one_command(command, pruned, tmp_path):
     assert gated["sparsereg"]["config"]["finetune_epochs"] == 2
     result = command("test.py", f"ckpt_path={checkpoint_path(tmp_path, 1)}", "trainer=cpu")
     assert result.code == 0 and "260,650" in result.out
+    last, more = f"ckpt_path={checkpoint_path(tmp_path, 1)}", "trainer.max_epochs=3"
+    result = command("train.py", last, "resume_training=true", more)
+    assert result.code == 0, result.err
+    assert read_checkpoint(checkpoint_path(tmp_path, 2))["epoch"] == 2
 
 
 def test_ungated_checkpoint(command, quick, trained, tmp_path):
