@@ -131,10 +131,14 @@ def is_ours(checkpoint: object) -> bool:
         "state_dict": set(),
         "sparsereg": {"overrides", "config", "network", "data"},
     }
-    return isinstance(checkpoint, Mapping) and all(
+    has_parts = isinstance(checkpoint, Mapping) and all(
         isinstance(checkpoint.get(part), Mapping) and keys <= checkpoint[part].keys()
         for part, keys in parts.items()
     )
+    if not has_parts or not isinstance(checkpoint["sparsereg"]["network"], Mapping):
+        return False
+    loops = checkpoint.get("loops")
+    return is_compact(checkpoint) or (isinstance(loops, Mapping) and "fit_loop" in loops)
 
 
 def network_state(checkpoint: dict) -> dict:
