@@ -40,7 +40,7 @@ def export(net: nn.Module, image_shape: tuple[int, int, int], folder: Path) -> d
 
 def has_onnx() -> bool:
     try:
-        import onnx  # noqa: F401
+        import onnx  # noqa: F401  (imported only to see whether it is there)
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError:
