@@ -179,11 +179,8 @@ class ChannelGraph:
 
     def find_removers(self) -> dict[fx.Node, Tensor]:
         def read(node: fx.Node, layer: Tensor | None) -> Tensor:
-            return (
-                torch.full_like(self.gate_of[node], NO_GATE)
-                if layer is None
-                else self.gate_of[node]
-            )
+            gates = self.gate_of[node]
+            return torch.full_like(gates, NO_GATE) if layer is None else gates
 
         return settle(self, read, same, at_input=NO_GATE)
 

@@ -54,7 +54,8 @@ def compact(net: nn.Module, round_to: int = 1) -> fx.GraphModule:
 def without_gates(net: nn.Module) -> fx.GraphModule:
     """The dense network: all channels of `net`, every gate 1; in eval mode, `net` not changed."""
     channels = ChannelGraph(copy.deepcopy(net).eval())
-    ones = {name: torch.ones(len(numbers)) for name, numbers in channels.gates.items()}
+    gates = {name: channels.traced.get_submodule(name).qz_loga for name in channels.gates}
+    ones = {name: torch.ones_like(qz_loga) for name, qz_loga in gates.items()}
     return cut(channels, ones, {name: one > 0 for name, one in ones.items()})
 
 

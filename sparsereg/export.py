@@ -1,5 +1,6 @@
 """A folded network as files that run without this project: torch.export and ONNX."""
 
+import importlib
 import io
 import warnings
 from collections.abc import Callable
@@ -40,9 +41,8 @@ def export(net: nn.Module, image_shape: tuple[int, int, int], folder: Path) -> d
 
 def has_onnx() -> bool:
     try:
-        import onnx  # noqa: F401  (imported only to see whether it is there)
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
+        for package in ("onnx", "onnxruntime", "onnxscript"):
+            importlib.import_module(package)
     except ImportError:
         return False
     return True

@@ -53,14 +53,12 @@ def check_not_collapsed(channels: ChannelGraph, present: dict[fx.Node, Tensor]) 
 
 def apply_gate(channels: ChannelGraph, gate: fx.Node, value: Tensor) -> None:
     """Let weights, or at last a `ChannelScale`, do what a gate of this value did."""
-    producer = find_producer(channels, gate)
-    readers = find_readers(channels, gate)
-    if producer is not None:
+    if (producer := find_producer(channels, gate)) is not None:
         module = channels.module(producer)
         module.weight.mul_(value.view(-1, *[1] * (module.weight.dim() - 1)))
         if module.bias is not None:
             module.bias.mul_(value)
-    elif readers is not None:
+    elif (readers := find_readers(channels, gate)) is not None:
         for layer, first in readers:
             module = channels.module(layer)
             width = len(channels.gate_of[channels.sources(layer)[0]])
