@@ -15,13 +15,15 @@ from omegaconf import DictConfig
 
 from sparsereg import command_line
 from sparsereg.resume import check_compact, check_resumable, finetune_settings, run_settings
-from sparsereg.settings import check_devices, check_settings
+from sparsereg.settings import check_devices, check_settings, check_who_moves_lambda
 
 
 def main(cfg: DictConfig) -> None:
     check_settings(cfg)
     check_devices(cfg.trainer)
-    train(cfg, list(HydraConfig.get().overrides.task))
+    overrides = list(HydraConfig.get().overrides.task)
+    check_who_moves_lambda(cfg, overrides)
+    train(cfg, overrides)
 
 
 def train(cfg: DictConfig, overrides: list[str]) -> None:
@@ -38,6 +40,8 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
         read_checkpoint,
     )
     from sparsereg.compact_file import cut_file
+    from sparsereg.constraint import SparsityConstraint, check_not_passed, check_reachable
+    from sparsereg.cost import ExpectedCost
     from sparsereg.module import L0Module
     from sparsereg.report import evaluate, finish
     from sparsereg.run_folder import claim_version
@@ -61,15 +65,29 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
         net = instantiate(cfg.model, num_classes=len(data.classes))
         record["network"]["num_classes"] = len(data.classes)
     if checkpoint is not None:
-        load_weights(net, checkpoint, new_gates=not cfg.resume_training)
+        load_weights(net, checkpoint, new_gates=not (cfg.resume_training or cfg.keep_gates))
     record["data"] = data.record()
+    expected_cost = None if cfg.without_using_gate else ExpectedCost(net, data.image_shape)
+    constraint = None
+    if cfg.target_sparsity is not None:
+        check_reachable(cfg.target_sparsity, cfg.cost, expected_cost, cfg.min_open_channels)
+        if cfg.keep_gates:
+            check_not_passed(cfg.target_sparsity, cfg.cost, expected_cost, net)
+        constraint = SparsityConstraint(
+            cfg.target_sparsity, cfg.dual_lr, cfg.target_warmup, cfg.settle_epochs
+        )
     module = L0Module(
         net,
         num_classes=len(data.classes),
         optimizer=instantiate(cfg.optimizer, _convert_="all"),
         scheduler=instantiate(cfg.scheduler, _convert_="all"),
         lambda_l0=cfg.lambda_l0,
+        lambda_warmup=cfg.lambda_warmup,
         gate_lr=cfg.gate_lr,
+        expected_cost=expected_cost,
+        cost=cfg.cost,
+        constraint=constraint,
+        min_open_channels=cfg.min_open_channels,
         record=record,
     )
 

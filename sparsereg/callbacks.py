@@ -13,7 +13,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from sparsereg.command_line import Stopped, as_argument, stop_on_signals
 from sparsereg.errors import UserError
 from sparsereg.model.basic_l0_blocks import gate_layers
-from sparsereg.size import measure, open_channels
+from sparsereg.size import measure, open_channels, sparsities
 
 
 class EpochSeed(pl.Callback):
@@ -77,11 +77,15 @@ class GateMonitor(pl.Callback):
         net = pl_module.net
         size = measure(net, trainer.datamodule.image_shape)
         pl_module.log("sparsity", size["sparsity"], prog_bar=True, sync_dist=True)
-        layers = open_channels(net)
         counts = {"params": size["params"], "macs": size["macs"]}
-        counts |= {f"open_channels/{name}": n for name, n in layers.items()}
+        counts |= {f"actual_sparsity/{cost}": s for cost, s in sparsities(net, size).items()}
+        counts |= {f"open_channels/{name}": n for name, n in open_channels(net).items()}
         pl_module.log_dict({name: float(n) for name, n in counts.items()}, sync_dist=True)
-        self.warn_collapsed(layers)
+        if size["params"] == 0:
+            rank_zero_warn(
+                "every channel that some layer reads is closed: the network ignores its input. "
+                "Lower lambda_l0, or keep a channel open in each block with min_open_channels=1."
+            )
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
                 for name, gate in gate_layers(net).items():
@@ -89,29 +93,59 @@ class GateMonitor(pl.Callback):
                         f"qz_loga/{name}", gate.qz_loga.detach(), trainer.global_step
                     )
 
-    @staticmethod
-    def warn_collapsed(layers: dict[str, int]) -> None:
-        blocks: dict[str, int] = {}
-        for name, n in layers.items():
-            block = name.split("/")[0]
-            blocks[block] = blocks.get(block, 0) + n
-        closed = [block for block, n in blocks.items() if n == 0]
-        if closed:
+
+class StillGates(pl.Callback):
+    """Warns once, after a tenth of the run, if no gate is on its way; with a target, whose λ is still
+    being found then, after its warm-up. Runs of fewer than 100 steps are left alone."""
+
+    MOVED = 0.01  # of P(z ≠ 0)
+
+    def __init__(self):
+        self.start: torch.Tensor | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.start is None and pl_module.gated:
+            self.start = self.prob_open(pl_module)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int) -> None:
+        share = pl_module.constraint.warmup if pl_module.constraint is not None else 0.0
+        steps = pl_module.total_steps
+        when = int(max(share, 0.1) * steps)
+        if not pl_module.gated or steps < 100 or trainer.global_step != when:
+            return
+        moved = (self.prob_open(pl_module) - self.start).abs().max().item()
+        lambda_l0 = pl_module.weight_of_cost().item()
+        if moved < self.MOVED and lambda_l0 > 0:
+            rate = trainer.optimizers[0].param_groups[-1]["lr"]
             rank_zero_warn(
-                f"every channel of {', '.join(closed)} is closed: the network ignores its input. "
-                "Lower lambda_l0."
+                f"the gates are not moving: after {when} of {steps} steps no P(z != 0) has left its "
+                f"start by {self.MOVED} (the farthest by {moved:.4f}). Unless their rate, "
+                f"{rate:.2g} now, is yet to rise, raise gate_lr or lambda_l0 ({lambda_l0:.3g} now)."
             )
+
+    @staticmethod
+    def prob_open(pl_module: pl.LightningModule) -> torch.Tensor:
+        return pl_module.prob_open(pl_module.net.qz_loga().detach()).cpu()
+
+    def state_dict(self) -> dict:
+        return {"start": self.start}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self.start = state_dict["start"]
 
 
 class EpochLine(pl.Callback):
     """Prints one line for each epoch, for terminals and log files alike."""
 
-    KEYS = ("val_loss", "val_acc", "L_C0", "sparsity", "samples/s")
+    KEYS = ("val_loss", "val_acc", "L_C0", "sparsity")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
+            keys = list(self.KEYS)
+            if pl_module.constraint is not None:
+                keys += [f"actual_sparsity/{pl_module.cost}", "lambda_l0"]
             logged = trainer.callback_metrics
-            shown = [f"{key} {logged[key]:.4f}" for key in self.KEYS if key in logged]
+            shown = [f"{key} {logged[key]:.4f}" for key in [*keys, "samples/s"] if key in logged]
             epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
             print(epoch, *shown, sep="  ", flush=True)
 

@@ -10,7 +10,6 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import nn
-from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from sparsereg.checkpoint_file import check_checkpoint_file
 from sparsereg.errors import UserError
@@ -49,9 +48,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         save(checkpoint, Path(path))
 
 
+NO_EPOCH = (False, -float("inf"))  # are the gates settled at the target, accuracy
+
+
 class BestAndLast(pl.callbacks.Checkpoint):
     """Keeps `last.ckpt`, always of the newest epoch, and `best.ckpt`, of the highest `val_acc`.
 
+    With a target sparsity any epoch that has it is better than one that is still on its way there.
     Lightning's ModelCheckpoint leaves its `last.ckpt` stale when the monitored value does not
     improve, and forgets the best score when a resumed run has a new folder. On a tie the newer
     epoch is the better one: gates have closed since.
@@ -59,7 +62,7 @@ class BestAndLast(pl.callbacks.Checkpoint):
 
     def __init__(self):
         self.validated = False
-        self.best_score = -float("inf")
+        self.best_score = NO_EPOCH
         self.folder = Path()
 
     @property
@@ -75,7 +78,7 @@ class BestAndLast(pl.callbacks.Checkpoint):
             self.folder = Path(trainer.log_dir) / "checkpoints"
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.ckpt_path and self.best_score > -float("inf"):
+        if trainer.ckpt_path and self.best_score > NO_EPOCH:
             self.adopt_best(trainer, Path(trainer.ckpt_path).with_name("best.ckpt"))
         # so that a run stopped in its first epoch can resume
         trainer.save_checkpoint(self.last, weights_only=False)
@@ -83,7 +86,7 @@ class BestAndLast(pl.callbacks.Checkpoint):
     def adopt_best(self, trainer: pl.Trainer, earlier: Path) -> None:
         """A resumed run starts with the best checkpoint of the run it continues, if it is there."""
         if not trainer.strategy.broadcast(earlier.exists()):
-            self.best_score = -float("inf")
+            self.best_score = NO_EPOCH
         elif trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(self.best, earlier.read_bytes())
@@ -92,18 +95,21 @@ class BestAndLast(pl.callbacks.Checkpoint):
         self.validated = not trainer.sanity_checking
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        score = trainer.callback_metrics["val_acc"].item() if self.validated else -float("inf")
-        self.validated = False  # not every epoch need be validated
-        if score >= self.best_score and score > -float("inf"):
+        score = NO_EPOCH
+        if self.validated:  # not every epoch need be
+            score = (pl_module.settled, trainer.callback_metrics["val_acc"].item())
+        self.validated = False
+        if score >= self.best_score and score > NO_EPOCH:
             self.best_score = score
             trainer.save_checkpoint(self.best, weights_only=False)
         trainer.save_checkpoint(self.last, weights_only=False)
 
     def state_dict(self) -> dict:
-        return {"best_score": self.best_score}
+        settled, accuracy = self.best_score
+        return {"best_score": accuracy, "best_settled": settled}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        self.best_score = state_dict["best_score"]
+        self.best_score = (state_dict.get("best_settled", False), state_dict["best_score"])
 
 
 def read_checkpoint(path: str | Path) -> dict:
@@ -143,13 +149,12 @@ def is_ours(checkpoint: object) -> bool:
 
 def network_state(checkpoint: dict) -> dict:
     """The network's part of a checkpoint's state dict."""
-    state = checkpoint["state_dict"].copy()
-    consume_prefix_in_state_dict_if_present(state, "net.")
-    return state
+    state = checkpoint["state_dict"].items()
+    return {key[4:]: tensor for key, tensor in state if key.startswith("net.")}
 
 
 def load_weights(net: nn.Module, checkpoint: dict, new_gates: bool = False) -> None:
-    """Load a checkpoint's weights into `net`, strictly.
+    """Load a checkpoint's weights, and its gates, into `net`, strictly.
 
     Args:
         net: the network.
@@ -160,9 +165,9 @@ def load_weights(net: nn.Module, checkpoint: dict, new_gates: bool = False) -> N
         UserError: a key is missing or unexpected, or a shape differs.
     """
     state, own = network_state(checkpoint), net.state_dict()
-    if new_gates:
-        for key in [key for key in own if key.endswith("qz_loga")]:
-            state[key] = own[key]
+    own_gates = {key: tensor for key, tensor in own.items() if key.endswith("qz_loga")}
+    if new_gates and own_gates:
+        state = {k: t for k, t in state.items() if not k.endswith("qz_loga")} | own_gates
     check_fits(state, own)
     net.load_state_dict(state)
 
@@ -174,6 +179,11 @@ def check_fits(state: Mapping, own: Mapping) -> None:
         raise UserError(
             "the checkpoint has gates and this network has none "
             f"({len(unexpected)} qz_loga unexpected): use without_using_gate=false"
+        )
+    if missing and all(key.endswith("qz_loga") for key in missing):
+        raise UserError(
+            f"keep_gates=true, but the checkpoint has no gates {shorten(missing)}: "
+            "keep_gates=false starts new ones"
         )
     for what, keys in (("lacks", missing), ("has in addition", unexpected)):
         if keys:

@@ -1,4 +1,4 @@
-"""The training objective: cross-entropy + lambda_l0 · L_C0."""
+"""The training objective: cross-entropy + lambda_l0 · expected cost."""
 
 from collections.abc import Callable
 
@@ -8,22 +8,32 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
+from sparsereg.constraint import SparsityConstraint
+from sparsereg.cost import ExpectedCost
 from sparsereg.errors import UserError
 from sparsereg.model.basic_l0_blocks import gate_layers, prob_nonzero
+from sparsereg.selection import choose_open, polarise, reopen
 
+GATE_TRAVEL = 40.0  # how far Adam can move ln α in a run with a target, unless gate_lr is given
 Batch = tuple[Tensor, Tensor]  # images (N, C, H, W), labels (N,)
 
 
 class L0Module(pl.LightningModule):
-    """Trains a classifier, with the expected L0 norm of its gates as a penalty.
+    """Trains a classifier, with the expected cost of its gates as a penalty or as a constraint.
 
     Args:
         net: a network without gates, or one that takes `qz_loga`, as `GoogleNet`.
         num_classes: classes of the accuracy.
         optimizer: called with the parameter groups.
         scheduler: called with the optimizer and the number of steps of the run, see `schedules`.
-        lambda_l0: weight λ of `L_C0`.
-        gate_lr: learning rate of the gates; None: that of the weights.
+        lambda_l0: weight λ of the expected cost, where there is no constraint.
+        lambda_warmup: epochs over which λ rises from 0.
+        gate_lr: learning rate of the gates; None: that of the weights or, with a constraint, the
+            larger of it and `GATE_TRAVEL` / steps of the run.
+        expected_cost: of `net`, if it has gates.
+        cost: which of the expected costs is weighted, or constrained.
+        constraint: moves λ instead of `lambda_l0`.
+        min_open_channels: so many gates stay open in every bottleneck.
         record: plain data that lets a checkpoint be used without its command line.
     """
 
@@ -34,7 +44,12 @@ class L0Module(pl.LightningModule):
         optimizer: Callable,
         scheduler: Callable,
         lambda_l0: float = 0.5,
+        lambda_warmup: float = 0,
         gate_lr: float | None = None,
+        expected_cost: ExpectedCost | None = None,
+        cost: str = "channels",
+        constraint: SparsityConstraint | None = None,
+        min_open_channels: int = 1,
         record: dict | None = None,
     ):
         super().__init__()
@@ -43,7 +58,12 @@ class L0Module(pl.LightningModule):
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.lambda_l0 = lambda_l0
+        self.lambda_warmup = lambda_warmup
         self.gate_lr = gate_lr
+        self.expected_cost = expected_cost
+        self.cost = cost
+        self.constraint = constraint
+        self.min_open_channels = min_open_channels
         self.record = record
         self.train_acc = MulticlassAccuracy(num_classes, average="micro")
         self.val_acc = MulticlassAccuracy(num_classes, average="micro")
@@ -59,9 +79,13 @@ class L0Module(pl.LightningModule):
         ce = F.cross_entropy(logits, labels)
         loss = ce
         if self.gated:
-            l_c0 = prob_nonzero(qz_loga, self.net.temperature).mean()
-            loss = ce + self.lambda_l0 * l_c0
-            self.log("L_C0", l_c0, on_step=True, prog_bar=True)
+            expected = self.expected_cost(self.prob_open(qz_loga))
+            lambda_l0 = self.weight_of_cost()
+            loss = ce + lambda_l0 * expected[self.cost]
+            self.log("L_C0", expected["channels"], on_step=True, prog_bar=True)
+            sparsity = {f"expected_sparsity/{name}": 1 - e for name, e in expected.items()}
+            self.log_dict({"lambda_l0": lambda_l0, **sparsity}, on_step=True)
+            self.expected = expected[self.cost].detach()
         self.train_acc.update(logits, labels)
         per_epoch = {"train_loss": loss, "train_ce": ce, "train_acc": self.train_acc}
         self.log_dict(
@@ -69,9 +93,46 @@ class L0Module(pl.LightningModule):
         )
         return loss
 
-    def on_train_epoch_start(self) -> None:
-        if self.gated:
-            self.log("lambda_l0", float(self.lambda_l0), sync_dist=True)
+    def prob_open(self, qz_loga: Tensor) -> Tensor:
+        """P(z ≠ 0) of each gate, (gates,)."""
+        return prob_nonzero(qz_loga, self.net.temperature)
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is done, in [0, 1]."""
+        return self.trainer.global_step / self.total_steps
+
+    def weight_of_cost(self) -> Tensor:
+        """λ of this step."""
+        if self.constraint is not None:
+            return self.constraint.multiplier.clone()  # it moves before it is logged
+        epochs = self.progress * self.trainer.max_epochs
+        risen = min(1.0, epochs / self.lambda_warmup) if self.lambda_warmup else 1.0
+        return torch.tensor(self.lambda_l0 * risen)
+
+    @property
+    def settled(self) -> bool:
+        """Have the gates been fixed at the target?"""
+        return self.constraint is not None and self.constraint.settled
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        if self.constraint is None or self.settled or self.progress < self.constraint.settle_at:
+            return
+        qz_loga, target = self.net.qz_loga().detach(), self.constraint.target
+        settings = self.expected_cost, self.cost, target, self.min_open_channels
+        polarise(self.net, choose_open(qz_loga, *settings))
+        self.constraint.settled = True
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.settled:
+            for gate in gate_layers(self.net).values():
+                gate.qz_loga.grad = None  # so no optimizer moves them, whatever its momentum
+        elif self.constraint is not None:
+            self.constraint.ascend(self.expected - self.constraint.bound(self.progress))
+
+    def on_train_batch_end(self, outputs: dict, batch: Batch, batch_idx: int) -> None:
+        if self.gated and self.min_open_channels:
+            reopen(self.net, self.expected_cost.bottlenecks, self.min_open_channels)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.evaluation_step(batch, "val", self.val_acc)
@@ -95,6 +156,9 @@ class L0Module(pl.LightningModule):
                 torch.distributed.broadcast(buffer, src=0)
 
     def configure_optimizers(self) -> dict:
+        self.total_steps = int(self.trainer.estimated_stepping_batches)
+        if self.constraint is not None:
+            self.constraint.plan(self.trainer.max_epochs, self.total_steps)
         gates = [p for name, p in self.net.named_parameters() if name.endswith("qz_loga")]
         weights = [p for name, p in self.net.named_parameters() if not name.endswith("qz_loga")]
         groups = [{"params": weights, "name": "weights"}]
@@ -106,8 +170,10 @@ class L0Module(pl.LightningModule):
             optimizer = self.optimizer(groups)
         except ValueError as error:  # torch's checks, as of Nesterov without momentum
             raise UserError(f"optimizer: {error}") from error
-        total_steps = int(self.trainer.estimated_stepping_batches)
-        return {"optimizer": optimizer, "lr_scheduler": self.scheduler(optimizer, total_steps)}
+        if self.constraint is not None and self.gate_lr is None:  # a short run has no time to lose
+            gate_group = optimizer.param_groups[-1]
+            gate_group["lr"] = max(gate_group["lr"], GATE_TRAVEL / self.total_steps)
+        return {"optimizer": optimizer, "lr_scheduler": self.scheduler(optimizer, self.total_steps)}
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["sparsereg"] = self.record

@@ -1,6 +1,7 @@
 """The end of a run: accuracy and size of one checkpoint, as a table and as JSON."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -10,10 +11,11 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.table import Table
 
+from sparsereg.constraint import TOLERANCE
 from sparsereg.model.basic_l0_blocks import gate_layers, prob_nonzero
 from sparsereg.module import L0Module
 from sparsereg.settings import to_plain
-from sparsereg.size import measure, open_channels
+from sparsereg.size import measure, open_channels, sparsities
 
 
 def evaluate(
@@ -26,14 +28,20 @@ def evaluate(
     [test] = trainer.test(module, data, verbose=False)
     gates = gate_layers(net).values()
     nonzero = [prob_nonzero(gate.qz_loga, gate.temperature) for gate in gates]
-    return {
+    size = measure(net, data.image_shape)
+    results = {
         "checkpoint": str(checkpoint),
         "val_acc": validation["val_acc"],
         "test_acc": test["test_acc"],
         "L_C0": torch.cat(nonzero).mean().item() if nonzero else None,
-        **measure(net, data.image_shape),
+        **size,
         "open_channels": open_channels(net),
     }
+    if module.constraint is not None:
+        target, cost = module.constraint.target, module.cost
+        reached = sparsities(net, size)[cost]
+        results |= {"cost": cost, "target_sparsity": target, "reached_sparsity": reached}
+    return results
 
 
 def print_summary(results: dict) -> None:
@@ -49,11 +57,28 @@ def print_summary(results: dict) -> None:
     table.add_row("sparsity", "0", f"{results['sparsity']:.4f}")
     table.add_row("parameters", f"{results['dense_params']:,}", f"{results['params']:,}")
     table.add_row("multiply-adds", f"{results['dense_macs']:,}", f"{results['macs']:,}")
+    if "target_sparsity" in results:
+        wanted = f"sparsity of {results['cost']}, {results['target_sparsity']} asked for"
+        table.add_row(wanted, "0", f"{results['reached_sparsity']:.4f}")
     console.print(table)
     if "train_seconds" in results:
         console.print(f"trained in {results['train_seconds']:.0f} s")
     if results["open_channels"]:
         console.print(open_channels_table(results["open_channels"]))
+    warn_missed(results)
+
+
+def warn_missed(results: dict) -> None:
+    """Say so when the sparsity that was asked for is off by more than 0.01."""
+    if "target_sparsity" not in results:
+        return
+    target, reached = results["target_sparsity"], results["reached_sparsity"]
+    if abs(reached - target) > TOLERANCE:
+        print(
+            f"warning: target_sparsity={target} (cost={results['cost']}) was missed: the cut "
+            f"network of {results['checkpoint']} has {reached:.4f}",
+            file=sys.stderr,
+        )
 
 
 def open_channels_table(layers: dict[str, int]) -> Table:

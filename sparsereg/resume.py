@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from sparsereg.command_line import CONFIG
 from sparsereg.errors import UserError
-from sparsereg.settings import check_devices, check_settings, to_plain
+from sparsereg.settings import check_devices, check_settings, check_who_moves_lambda, to_plain
 
 # What is replayed from a checkpoint only chooses among this repository's own configuration files
 # and sets plain values: no interpolation (it could read the environment), no class to call.
@@ -18,6 +18,16 @@ HARMLESS = re.compile(r"(?!hydra)(?!.*(\$\{|_target_))[A-Za-z][\w.]*=.*", re.DOT
 
 
 STARTS = ("ckpt_path", "resume_training")  # what starts this run only
+TARGET = ("cost", "target_sparsity", "target_warmup", "settle_epochs", "dual_lr")
+FOR_GATES = (*TARGET, "keep_gates", "gate_reductions")  # refused, or without meaning, without gates
+KEPT = (
+    "model",
+    "optimizer",
+    "scheduler",
+    "gate_lr",
+    "min_open_channels",
+    *TARGET,
+)  # by a resumed run
 
 
 def is_harmless(override: str) -> bool:
@@ -59,6 +69,7 @@ def run_settings(
     if cfg.resume_training:
         cfg, overrides = settings_of(checkpoint)
         check_settings(cfg)
+        check_who_moves_lambda(cfg, overrides)
         check_devices(cfg.trainer)
     plain = to_plain(cfg)
     record = {
@@ -81,7 +92,7 @@ def finetune_settings(
     }
     if cfg.finetune_lr is not None:
         changed["optimizer.lr"] = cfg.finetune_lr
-    left_out = {"model", "finetune_lr", *changed}  # the network is as it was cut
+    left_out = {"model", "finetune_lr", *FOR_GATES, *changed}  # the network is as it was cut
     kept = [o for o in overrides if not {o.split("=")[0], o.split(".")[0]} & left_out]
     overrides = [*kept, *(f"{key}={value}" for key, value in changed.items())]
     return compose("train", overrides=overrides), overrides
@@ -144,8 +155,8 @@ def check_resumable(checkpoint: dict, cfg: DictConfig) -> None:
             f"without_using_gate={str(not gated).lower()}"
         )
     before, now = checkpoint["sparsereg"]["config"], to_plain(cfg)
-    for key in ("model", "optimizer", "scheduler", "gate_lr"):
-        for name, old, new in differences(key, before[key], now[key]):
+    for key in KEPT:
+        for name, old, new in differences(key, before.get(key, now[key]), now[key]):
             raise UserError(
                 f"{name}={new}, but the checkpoint was trained with {old}: a resumed run keeps it; "
                 "resume_training=false starts a new run with its weights"

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from sparsereg.checkpoint_file import check_checkpoint_file
 from sparsereg.errors import UserError
 
+COSTS = ("channels", "params", "macs")
 ACTIVATIONS = ("relu", "leakyrelu", "gelu", "tanh")
 SAMPLING = ("per_sample", "per_batch")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
@@ -60,9 +61,14 @@ GROUP_NEEDED = (lambda v: v is not None, "left as it is")
 BOOL = (is_bool, "true or false")
 BOOL_OR_NULL = (is_bool_or_null, "true, false or null")
 COUNT = (is_count, "a whole number of at least 1")
+COUNT_OR_0 = (lambda v: v == 0 or is_count(v), "a whole number of at least 0")
 POSITIVE = (is_positive, "a positive number")
 POSITIVE_OR_NULL = (lambda v: v is None or is_positive(v), "a positive number, or null")
 NOT_NEGATIVE = (lambda v: is_number(v) and v >= 0, "a number of at least 0")
+NOT_NEGATIVE_OR_NULL = (
+    lambda v: v is None or (is_number(v) and v >= 0),
+    "a number of at least 0, or null",
+)
 INSIDE_0_1 = (lambda v: is_number(v) and 0 < v < 1, "above 0 and below 1")
 SEED = (lambda v: v == 0 or (is_count(v) and v < 2**32), "a whole number from 0 to 4294967295")
 TEXT = (is_text, "a path")
@@ -74,9 +80,21 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {  # key: check, what is 
     "resume_training": BOOL,
     "without_using_gate": BOOL,
     "lambda_l0": NOT_NEGATIVE,
+    "lambda_warmup": NOT_NEGATIVE,
+    "cost": (OneOf(COSTS), "one of " + ", ".join(COSTS)),
+    "target_sparsity": (
+        lambda v: v is None or (is_number(v) and 0 < v < 1),
+        "above 0 and below 1 (0.6 is 60 % less), or null",
+    ),
+    "target_warmup": NOT_NEGATIVE_OR_NULL,
+    "settle_epochs": NOT_NEGATIVE_OR_NULL,
+    "dual_lr": POSITIVE_OR_NULL,
+    "min_open_channels": COUNT_OR_0,
+    "gate_reductions": BOOL,
+    "keep_gates": BOOL,
     "droprate_init": INSIDE_0_1,
     "gate_lr": POSITIVE_OR_NULL,
-    "finetune_epochs": (lambda v: v == 0 or is_count(v), "a whole number of at least 0"),
+    "finetune_epochs": COUNT_OR_0,
     "finetune_lr": POSITIVE_OR_NULL,
     "round_to": COUNT,
     "seed": SEED,
@@ -84,6 +102,7 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {  # key: check, what is 
     "matmul_precision": (OneOf(("highest", "high", "medium")), "highest, high or medium"),
     "model.act_fn_name": (OneOf(ACTIVATIONS), "one of " + ", ".join(ACTIVATIONS)),
     "model.without_using_gate": BOOL,
+    "model.gate_reductions": BOOL,
     "model.droprate_init": INSIDE_0_1,
     "model.temperature": (lambda v: is_number(v) and 0 < v <= 1, "above 0 and at most 1"),
     "model.sampling": (OneOf(SAMPLING), "one of " + ", ".join(SAMPLING)),
@@ -150,6 +169,8 @@ def check_settings(cfg: DictConfig) -> None:
             "without validation there is no best.ckpt"
         )
     check_finetuning(cfg)
+    check_gates(cfg)
+    check_target(cfg)
     if cfg.ckpt_path is not None:
         check_checkpoint_file(cfg.ckpt_path)
     elif cfg.resume_training:
@@ -172,6 +193,53 @@ def check_finetuning(cfg: DictConfig) -> None:
         )
     if cfg.finetune_lr is not None and not cfg.finetune_epochs:
         raise UserError(f"finetune_lr={cfg.finetune_lr} needs finetune_epochs=…")
+
+
+def check_gates(cfg: DictConfig) -> None:
+    """Settings of gates need gates."""
+    needs_gates = {
+        "target_sparsity": cfg.target_sparsity is not None,
+        "gate_reductions": cfg.gate_reductions,
+        "keep_gates": cfg.keep_gates,
+    }
+    for key, is_set in needs_gates.items():
+        if is_set and cfg.without_using_gate:
+            raise UserError(
+                f"{key}={str(cfg[key]).lower()} needs gates: use without_using_gate=false"
+            )
+    if cfg.keep_gates and cfg.ckpt_path is None:
+        raise UserError("keep_gates=true needs ckpt_path=…, the checkpoint whose gates to keep")
+
+
+def check_target(cfg: DictConfig) -> None:
+    """Raise UserError for settings of a target without one, or with one that has no time."""
+    if cfg.target_sparsity is None:
+        for key in ("target_warmup", "settle_epochs", "dual_lr"):
+            if cfg[key] is not None:
+                raise UserError(f"{key}={cfg[key]} needs target_sparsity=…")
+        return
+    if cfg.lambda_warmup:
+        raise UserError(
+            f"lambda_warmup={cfg.lambda_warmup} is for a λ set by hand; with target_sparsity="
+            f"{cfg.target_sparsity} use target_warmup"
+        )
+    epochs = cfg.trainer.max_epochs
+    warmup, settle = cfg.target_warmup or 0, cfg.settle_epochs or 0
+    if warmup + settle > epochs:
+        raise UserError(
+            f"target_warmup={cfg.target_warmup} and settle_epochs={cfg.settle_epochs} do not fit "
+            f"into trainer.max_epochs={epochs}"
+        )
+
+
+def check_who_moves_lambda(cfg: DictConfig, overrides: list[str]) -> None:
+    """Raise UserError when both a λ and a target are asked for."""
+    for override in overrides:
+        if cfg.target_sparsity is not None and override.startswith("lambda_l0="):
+            raise UserError(
+                f"{override} is set by hand, but target_sparsity={cfg.target_sparsity} moves λ "
+                "itself: leave one of them out"
+            )
 
 
 def check_devices(trainer: DictConfig) -> None:

@@ -1,12 +1,14 @@
 """The network: widths, gates, operations per step."""
 
+from itertools import chain
+
 import pytest
 import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparsereg.model.basic_l0_blocks import L0Gate, deterministic_gate, prob_nonzero
-from sparsereg.model.googlenet import ACTIVATIONS, POOL_AFTER, WIDTHS, GoogleNet
+from sparsereg.model.googlenet import ACTIVATIONS, POOL_AFTER, REDUCE, WIDTHS, GoogleNet
 
 
 def images(n: int = 4) -> torch.Tensor:
@@ -74,22 +76,44 @@ def test_gates_multiply_each_branch():
     x = torch.randn(2, 96, 8, 8)
     expected = torch.cat([block.gates[name](block.branches[name](x)) for name in block.branches], 1)
     z = torch.cat([deterministic_gate(gate.qz_loga) for gate in block.gates.values()])
-    torch.testing.assert_close(block(x, z.unsqueeze(0)), expected)
+    torch.testing.assert_close(block(x, [z.unsqueeze(0)]), expected)
     torch.testing.assert_close(block(x), expected)
 
 
-def test_eval_mode_equals_the_fused_multiplication():
+@pytest.mark.parametrize("gate_reductions", [False, True])
+def test_eval_mode_equals_the_fused_multiplication(gate_reductions):
     """In eval mode each branch has its gate, in training a block has one product: same numbers."""
     torch.manual_seed(0)
-    net = GoogleNet().eval()
+    net = GoogleNet(gate_reductions=gate_reductions).eval()
     for gate in net.gates.values():
         gate.qz_loga.data.normal_(0, 3)
+    net.gates["block4/3x3"].qz_loga.data.fill_(-10)
     x = net.stem(images())
-    z = deterministic_gate(net.qz_loga()).unsqueeze(0).split(net.block_widths, dim=1)
-    for number, (block, block_z) in enumerate(zip(net.blocks.values(), z, strict=True), start=1):
-        x = block(x, block_z)
+    widths = [block.gate_widths for block in net.blocks.values()]
+    z = iter(deterministic_gate(net.qz_loga()).unsqueeze(0).split(list(chain(*widths)), dim=1))
+    for number, block in enumerate(net.blocks.values(), start=1):
+        x = block(x, [next(z) for _ in block.gate_widths])
         x = net.pool(x) if number in POOL_AFTER else x
     torch.testing.assert_close(net(images()), net.head(x))
+
+
+def test_gates_on_the_reductions():
+    """They come after the outputs' gates of each block, and close what their reduction makes."""
+    torch.manual_seed(0)
+    net = GoogleNet(gate_reductions=True, droprate_init=0.01).eval()
+    assert list(net.gates)[3:7] == [
+        *("block1/max", "block1/reduce3x3", "block1/reduce5x5", "block2/1x1")
+    ]
+    assert len(net.qz_loga()) == 832 + sum(map(sum, REDUCE)) == 1248
+    net.gates["block2/reduce5x5"].qz_loga.data[:4] = -10
+    closed = net(images())
+    reduction = net.blocks["block2"].branches["5x5"][0]
+    reduction[1].bias.data[:4] = 7
+    assert torch.equal(net(images()), closed)
+    reduction[1].bias.data[4:] = 7
+    assert not torch.equal(net(images()), closed)
+    ungated = GoogleNet(without_using_gate=True).state_dict()
+    assert {k for k in net.state_dict() if not k.endswith("qz_loga")} == ungated.keys()
 
 
 def test_closed_gates_cut_the_branch_off():
@@ -104,9 +128,10 @@ def test_closed_gates_cut_the_branch_off():
     assert torch.equal(net(images()), closed)
 
 
-def test_gradient_reaches_every_gate_and_weight():
+@pytest.mark.parametrize("gate_reductions", [False, True])
+def test_gradient_reaches_every_gate_and_weight(gate_reductions):
     torch.manual_seed(0)
-    net = GoogleNet()
+    net = GoogleNet(gate_reductions=gate_reductions)
     net(images()).square().sum().backward()
     for name, parameter in net.named_parameters():
         assert parameter.grad is not None, name
@@ -118,10 +143,11 @@ def test_training_draws_and_eval_does_not():
     torch.manual_seed(0)
     net = GoogleNet()
     # BatchNorm would mix the images of the batch: compare the gates themselves
-    masks = torch.cat(net.draw_block_gates(images(), net.qz_loga()), dim=1)
+    masks = torch.cat(list(chain(*net.draw_block_gates(images(), net.qz_loga()))), dim=1)
     assert masks.shape == (4, 832) and len(masks.unique(dim=0)) == 4
     per_batch = GoogleNet(sampling="per_batch")
-    masks = torch.cat(per_batch.draw_block_gates(images(), per_batch.qz_loga()), dim=1)
+    drawn = per_batch.draw_block_gates(images(), per_batch.qz_loga())
+    masks = torch.cat(list(chain(*drawn)), dim=1)
     assert masks.shape == (1, 832)
     net.eval()
     assert torch.equal(net(images()), net(images()))

@@ -20,13 +20,15 @@ RUN = (  # everything that has a state: noise, shuffling, augmentation, momentum
     "trainer.limit_train_batches=8",
     "trainer.log_every_n_steps=1",
     "trainer.enable_progress_bar=false",
-    "lambda_l0=2.0",
     "gate_lr=0.05",
     "seed=7",
 )
 VARIANTS = {
-    "multistep": ("scheduler.milestones=[1,3]",),
-    "one_cycle": ("scheduler=one_cycle",),
+    "multistep": ("scheduler.milestones=[1,3]", "lambda_l0=2.0", "lambda_warmup=3"),
+    "target": (  # whose multiplier has risen, and restarted, when the run is killed
+        *("scheduler=one_cycle", "target_sparsity=0.4", "cost=params"),
+        *("dual_lr=5.0", "target_warmup=3", "settle_epochs=1"),
+    ),
     "no gates": ("without_using_gate=true", "optimizer=sgd", "trainer.accumulate_grad_batches=2"),
 }
 

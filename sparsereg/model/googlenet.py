@@ -5,6 +5,7 @@ The dense network has 260,650 parameters, 32 gate layers and 832 gates.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +46,8 @@ def conv_bn_act(c_in: int, c_out: int, kernel_size: int, act_fn_name: str) -> nn
 class InceptionBlock(nn.Module):
     """Four parallel branches, concatenated: (N, c_in, H, W) -> (N, sum(widths), H, W).
 
-    `gates` holds one L0Gate for each branch, in the order of the concatenation, or none.
+    `gates` holds one L0Gate for each branch, in the order of the concatenation, or none;
+    `reduction_gates` those of the 1x1 reductions of the 3x3 and the 5x5 branch, or none.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class InceptionBlock(nn.Module):
         widths: Sequence[int],
         act_fn_name: str,
         gate: Callable[[int], L0Gate] | None,
+        gate_reductions: bool = False,
     ):
         super().__init__()
         r3, r5 = reduce
@@ -72,16 +75,30 @@ class InceptionBlock(nn.Module):
                 "max": nn.Sequential(pool, conv(c_in, wm, 1)),
             }
         )
-        self.gates = nn.ModuleDict()
+        self.gates, self.reduction_gates = nn.ModuleDict(), nn.ModuleDict()
         if gate is not None:
             self.gates.update({n: gate(w) for n, w in zip(self.branches, widths, strict=True)})
+            if gate_reductions:
+                self.reduction_gates.update({"3x3": gate(r3), "5x5": gate(r5)})
+        self.gate_widths = [sum(widths)] if self.gates else []
+        self.gate_widths += [len(gate.qz_loga) for gate in self.reduction_gates.values()]
 
-    def forward(self, x: Tensor, drawn: Tensor | None = None) -> Tensor:
-        """`drawn`: gate values for all channels of the block, (N or 1, sum(widths)), that GoogleNet
-        has drawn with those of the other blocks; None: every branch has its own gate, if any."""
-        outputs = [branch(x) for branch in self.branches.values()]
-        if drawn is not None:
-            return torch.cat(outputs, dim=1) * drawn[:, :, None, None]
+    def forward(self, x: Tensor, drawn: Sequence[Tensor] = ()) -> Tensor:
+        """`drawn`: values of all gates of the block, (N or 1, C) for C in `gate_widths`, that
+        GoogleNet has drawn with those of the other blocks; none: every gate has its own."""
+        drawn_reductions = dict(zip(self.reduction_gates, drawn[1:], strict=False))
+        outputs = []
+        for name, branch in self.branches.items():
+            if name in self.reduction_gates:
+                reduce, conv = branch
+                y = reduce(x)  # (N, width of the reduction, H, W)
+                z = drawn_reductions.get(name)
+                y = self.reduction_gates[name](y) if z is None else y * z[:, :, None, None]
+                outputs.append(conv(y))
+            else:
+                outputs.append(branch(x))
+        if drawn:
+            return torch.cat(outputs, dim=1) * drawn[0][:, :, None, None]
         if self.gates:
             outputs = [gate(y) for gate, y in zip(self.gates.values(), outputs, strict=True)]
         return torch.cat(outputs, dim=1)
@@ -94,6 +111,7 @@ class GoogleNet(nn.Module):
         num_classes: classes of the linear layer.
         act_fn_name: relu, leakyrelu, gelu or tanh.
         without_using_gate: build no gates at all; the state dict then has no `qz_loga`.
+        gate_reductions: gates on the 1x1 reductions too, not only on the branches' outputs.
         droprate_init, temperature, sampling: see `L0Gate`.
 
     Raises:
@@ -105,6 +123,7 @@ class GoogleNet(nn.Module):
         num_classes: int = 10,
         act_fn_name: str = "relu",
         without_using_gate: bool = False,
+        gate_reductions: bool = False,
         droprate_init: float = 0.5,
         temperature: float = 2 / 3,
         sampling: str = "per_sample",
@@ -116,7 +135,6 @@ class GoogleNet(nn.Module):
             )
         self.temperature = temperature
         self.sampling = sampling
-        self.block_widths = [sum(widths) for widths in WIDTHS]
 
         def gate(width):
             return L0Gate(width, droprate_init, temperature, sampling)
@@ -126,7 +144,12 @@ class GoogleNet(nn.Module):
         c_in = STEM_CHANNELS
         for number, (reduce, width) in enumerate(zip(REDUCE, WIDTHS, strict=True), start=1):
             self.blocks[f"block{number}"] = InceptionBlock(
-                c_in, reduce, width, act_fn_name, None if without_using_gate else gate
+                c_in,
+                reduce,
+                width,
+                act_fn_name,
+                None if without_using_gate else gate,
+                gate_reductions,
             )
             c_in = sum(width)
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)
@@ -136,28 +159,32 @@ class GoogleNet(nn.Module):
 
     @property
     def gates(self) -> dict[str, L0Gate]:
-        """The gate layers by name ("block1/1x1"), in the order of the channels they multiply."""
-        return {
-            f"{block_name}/{name}": gate
-            for block_name, block in self.blocks.items()
-            for name, gate in block.gates.items()
-        }
+        """The gate layers by name ("block1/1x1", "block1/reduce3x3"): for each block those of its
+        outputs in their order, then those of its reductions."""
+        gates = {}
+        for block_name, block in self.blocks.items():
+            gates |= {f"{block_name}/{name}": gate for name, gate in block.gates.items()}
+            reductions = block.reduction_gates.items()
+            gates |= {f"{block_name}/reduce{name}": gate for name, gate in reductions}
+        return gates
 
     def qz_loga(self) -> Tensor | None:
         """ln α of all gates, shape (number of gates,); None without gates."""
         gates = self.gates
         return torch.cat([gate.qz_loga for gate in gates.values()]) if gates else None
 
-    def draw_block_gates(self, x: Tensor, qz_loga: Tensor) -> tuple[Tensor, ...]:
-        """Samples of all gates for the batch `x`, drawn at once: one (N or 1, C) for each block."""
+    def draw_block_gates(self, x: Tensor, qz_loga: Tensor) -> list[list[Tensor]]:
+        """Samples of all gates for the batch `x`, drawn at once: for each block its (N or 1, C)."""
         num_masks = len(x) if self.sampling == "per_sample" else 1
         gates = draw_gates(qz_loga, num_masks, self.temperature)
-        return gates.to(x.dtype).split(self.block_widths, dim=1)
+        widths = [block.gate_widths for block in self.blocks.values()]
+        pieces = iter(gates.to(x.dtype).split(list(chain(*widths)), dim=1))
+        return [[next(pieces) for _ in block] for block in widths]
 
     def forward(self, images: Tensor, qz_loga: Tensor | None = None) -> Tensor:
         """`qz_loga`: the result of `self.qz_loga()`, where the caller needs it as well."""
         x = self.stem(images)  # (N, 64, H, W)
-        drawn = [None] * len(self.blocks)
+        drawn = [[]] * len(self.blocks)
         if self.training and self.gates:
             drawn = self.draw_block_gates(x, self.qz_loga() if qz_loga is None else qz_loga)
         blocks = zip(self.blocks.values(), drawn, strict=True)

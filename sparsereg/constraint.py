@@ -1,0 +1,95 @@
+"""A sparsity that is asked for: λ becomes a Lagrange multiplier (Gallego-Posada et al. 2022,
+*Controlled Sparsity via Constrained Optimization*, arXiv 2208.04425)."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from sparsereg.cost import ExpectedCost
+from sparsereg.errors import UserError
+from sparsereg.model.basic_l0_blocks import deterministic_gate, gate_layers
+
+TOLERANCE = 0.01  # by which a sparsity may miss its target
+TARGET_WARMUP, SETTLED = 0.4, 0.25  # defaults: shares of the run
+DUAL_TRAVEL = 1000.0  # default of dual_lr · steps: how far λ would rise in a run without sparsity
+
+
+class SparsityConstraint(nn.Module):
+    """Keeps the expected cost below a bound that falls from 1 to 1 - target.
+
+        min over weights and gates, max over λ ≥ 0:  cross-entropy + λ · (E[cost] - bound)
+
+    by gradient descent and ascent. λ restarts at 0 whenever the constraint holds (their "dual
+    restarts"), so it does not go on pressing for what has been overcome. That is two lines here;
+    cooper-optim, the authors' library, would want to own the optimizers and the training step.
+
+    The expected cost is not yet that of the cut network. So in the last epochs of the run the gates
+    are settled: those that the target leaves open are fixed, and the weights adapt (`settle`).
+
+    Args:
+        target: sparsity in (0, 1).
+        dual_lr: rate of the ascent, per step; None: `DUAL_TRAVEL` / steps of the run.
+        target_warmup: epochs in which the bound falls; None: `TARGET_WARMUP` of the run.
+        settle_epochs: epochs with settled gates; None: `SETTLED` of the run.
+    """
+
+    def __init__(
+        self,
+        target: float,
+        dual_lr: float | None = None,
+        target_warmup: float | None = None,
+        settle_epochs: float | None = None,
+    ):
+        super().__init__()
+        self.target = target
+        self.dual_lr = dual_lr
+        self.target_warmup = target_warmup
+        self.settle_epochs = settle_epochs
+        self.settled = False
+        self.register_buffer("multiplier", torch.zeros(()))  # λ
+
+    def get_extra_state(self) -> dict:
+        return {"settled": self.settled}
+
+    def set_extra_state(self, state: dict) -> None:
+        self.settled = state["settled"]
+
+    def plan(self, epochs: int, steps: int) -> None:
+        """Fit the defaults, and what is given in epochs, to the length of the run."""
+        warmup, settle = self.target_warmup, self.settle_epochs
+        self.rate = DUAL_TRAVEL / steps if self.dual_lr is None else self.dual_lr
+        self.warmup = TARGET_WARMUP if warmup is None else warmup / epochs
+        last_step = (steps - 1) / steps
+        self.settle_at = min(1 - (SETTLED if settle is None else settle / epochs), last_step)
+
+    def bound(self, progress: float) -> float:
+        """The expected cost that is allowed after this share of the run."""
+        return 1 - self.target * (min(1.0, progress / self.warmup) if self.warmup else 1.0)
+
+    def ascend(self, violation: Tensor) -> None:
+        """One step of λ; `violation` is E[cost] - bound."""
+        raised = self.multiplier + self.rate * violation
+        self.multiplier.copy_(torch.where(violation > 0, raised, 0.0))
+
+
+def check_reachable(target: float, cost: str, expected_cost: ExpectedCost, min_open: int) -> None:
+    """Raise UserError for a target that would take channels without gates, or the last ones."""
+    highest = expected_cost.highest_sparsity(cost, min_open)
+    if target > highest:
+        at_most = math.floor(highest * 10_000) / 10_000
+        raise UserError(
+            f"target_sparsity={target} of cost={cost} is out of reach: with the gates of this "
+            f"network and min_open_channels={min_open} the highest is {at_most}"
+        )
+
+
+def check_not_passed(target: float, cost: str, expected_cost: ExpectedCost, net: nn.Module) -> None:
+    """Raise UserError when gates that are kept have more than the target closed already."""
+    qz_loga = [gate.qz_loga.detach() for gate in gate_layers(net).values()]
+    reached = expected_cost.sparsity(deterministic_gate(torch.cat(qz_loga)) > 0)[cost]
+    if reached > target + TOLERANCE:
+        raise UserError(
+            f"target_sparsity={target}, but with keep_gates=true the checkpoint's gates have "
+            f"{reached:.4f} (cost={cost}) already: choose a higher target, or keep_gates=false"
+        )

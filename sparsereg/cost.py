@@ -1,0 +1,168 @@
+"""The expected cost of a gated network, differentiable in the probabilities that gates are open.
+
+The paper's penalty counts gates (Louizos et al. 2018, arXiv 1712.01312, eq. 4). Here every tensor
+of the cut network is counted as well. Gates are independent, so a convolution whose input channels
+are there with probabilities p_i, its output channels with p_o, has k² · Σ p_i · Σ p_o weights in
+expectation.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+from torch.nn.utils.rnn import pad_sequence
+
+from sparsereg.channels import ChannelGraph
+from sparsereg.model.basic_l0_blocks import gate_layers
+from sparsereg.operations import AFFINE, MIX
+from sparsereg.presence import NEVER, Presences, bottlenecks
+
+ALMOST_1 = 1 - 1e-7  # whose complement has a logarithm
+
+
+class ExpectedCost(nn.Module):
+    """E[channels], E[parameters] and E[multiply-adds] of the cut network, in shares of the dense.
+
+    Every layer is a few terms, one for each set of gates of which one has to be open for its output
+    channels to be read (`presence`):
+
+        E[term] = (weights of a pair · E[inputs] + weights of an output) · E[outputs] · P(read)
+
+    Exact for independent gates, except where a network collapses because all gates of one block are
+    closed: what is left of it still counts here. So the error is at most the probability of that.
+
+    Args:
+        net: a network with `L0Gate` layers; not changed.
+        image_shape: (C, H, W) of an image, which the multiply-adds depend on.
+
+    Raises:
+        UserError: an operation through which channels cannot be followed.
+    """
+
+    def __init__(self, net: nn.Module, image_shape: tuple[int, int, int]):
+        super().__init__()
+        channels = ChannelGraph(copy.deepcopy(net).float().cpu().eval())
+        with torch.no_grad():
+            ShapeProp(channels.traced).propagate(torch.zeros(1, *image_shape))
+        self.num_gates = sum(len(gate.qz_loga) for gate in gate_layers(net).values())
+        presences = Presences(channels)
+        rows = [row for node in channels.kinds for row in terms(channels, presences, node)]
+        names = ("inputs", "outputs", "readers", "per_pair", "per_output")
+        for name, column in zip(names, zip(*rows, strict=True), strict=True):
+            self.register_buffer(name, torch.stack(column).float(), persistent=False)
+        self.register_buffer("order", graph_order(net, channels), persistent=False)
+        groups = [self.order[torch.tensor(gates)] - 1 for gates in bottlenecks(channels)]
+        padding = torch.empty(0, self.num_gates, dtype=torch.long)  # where there is no group
+        if groups:
+            padding = pad_sequence(groups, batch_first=True, padding_value=self.num_gates)
+        self.register_buffer("bottlenecks", padding, persistent=False)  # (groups, largest)
+        self.dense = self.count(torch.ones(self.num_gates))
+
+    def forward(self, prob_open: Tensor) -> dict[str, Tensor]:
+        """`prob_open`: for each gate P(z ≠ 0), in the order of `gate_layers(net)`, (gates,).
+
+        Returns the expected cost of each name in `settings.COSTS`, in [0, 1].
+        """
+        params, macs = self.totals(prob_open)
+        return {
+            "channels": prob_open.mean(),
+            "params": params / self.dense["params"],
+            "macs": macs / self.dense["macs"],
+        }
+
+    def count(self, is_open: Tensor) -> dict[str, int]:
+        """The cost of the network cut to these gates, (gates,), in numbers."""
+        exact = copy.deepcopy(self).double().cpu()
+        params, macs = exact.totals(is_open.double().cpu()).round().tolist()
+        return {"channels": int(is_open.sum()), "params": int(params), "macs": int(macs)}
+
+    def sparsity(self, is_open: Tensor) -> dict[str, float]:
+        """1 - cost / dense cost, for each of them."""
+        return {name: 1 - n / self.dense[name] for name, n in self.count(is_open).items()}
+
+    def cheapest(self, name: str, number: int) -> Tensor:
+        """The gates of each bottleneck that cost least where few are open, (groups, number)."""
+        with torch.enable_grad():
+            few = torch.full((self.num_gates,), 0.05, device=self.order.device, requires_grad=True)
+            [price] = torch.autograd.grad(self(few)[name], few)
+        return highest(-price, self.bottlenecks, number)
+
+    def highest_sparsity(self, name: str, min_open: int) -> float:
+        """What is left to ask for, with so many open channels in each bottleneck."""
+        is_open = torch.zeros(self.num_gates)
+        is_open[self.cheapest(name, min_open).flatten().cpu()] = 1
+        return self.sparsity(is_open)[name]
+
+    def totals(self, prob_open: Tensor) -> Tensor:
+        """Expected parameters and multiply-adds, (2,)."""
+        with torch.autocast(prob_open.device.type, enabled=False):
+            p = torch.cat([prob_open.new_ones(1), prob_open])[self.order]  # (1 + gates,)
+            none_open = torch.exp(self.readers @ torch.log1p(-p.clamp(max=ALMOST_1)))  # (terms,)
+            outputs = (self.outputs @ p) * (1 - none_open)
+            pairs = (self.inputs @ p) * outputs
+            return pairs @ self.per_pair + outputs @ self.per_output
+
+
+def highest(values: Tensor, groups: Tensor, number: int) -> Tensor:
+    """The places of the `number` highest values of each group, (groups, number).
+
+    Args:
+        values: one for each gate, (gates,).
+        groups: gates, (groups, largest), filled up with the number of all gates.
+    """
+    table = torch.cat([values, values.new_full((1,), -torch.inf)])[groups]
+    return groups.gather(1, table.topk(number, dim=1).indices)
+
+
+def terms(channels: ChannelGraph, presences: Presences, node: fx.Node) -> list[tuple[Tensor, ...]]:
+    """The terms of one layer: how often each gate opens an input, an output, and lets it be read,
+    (1 + gates,) each, and (parameters, multiply-adds) of a pair of channels and of an output."""
+    if channels.kinds[node] not in (MIX, AFFINE):
+        return []
+    [source] = channels.sources(node)
+    inputs = [presences.table[n].gate for n in presences.of[source].tolist() if n != NEVER]
+    per_pair, per_output = prices(channels, node, len(presences.of[source]))
+    outputs: dict[frozenset[int], list[int]] = {}  # gates of the channels with these readers
+    for number in presences.of[node].tolist():
+        if number != NEVER:
+            gate, readers = presences.table[number]
+            outputs.setdefault(readers, []).append(gate)
+    size = 1 + sum(map(len, channels.gates.values()))
+    return [
+        (*(times(gates, size) for gates in (inputs, own, list(readers))), per_pair, per_output)
+        for readers, own in outputs.items()
+    ]
+
+
+def times(gates: list[int], size: int) -> Tensor:
+    return torch.bincount(torch.tensor(gates, dtype=torch.long), minlength=size)
+
+
+def prices(channels: ChannelGraph, node: fx.Node, c_in: int) -> tuple[Tensor, Tensor]:
+    """(parameters, multiply-adds) of a pair of an input and an output channel, and of an output."""
+    module = channels.module(node)
+    shape = node.meta["tensor_meta"].shape  # (1, C, H, W) or (1, C)
+    positions = shape[2:].numel()
+    tensors = dict(module.named_parameters())
+    own = sum(p.numel() for name, p in tensors.items() if name != "weight") / shape[1]
+    weights = tensors["weight"].numel() if "weight" in tensors else 0
+    if channels.kinds[node] == MIX:
+        pair = weights / (c_in * shape[1])
+        return torch.tensor([pair, pair * positions]), torch.tensor([own, 0])
+    alone = weights / shape[1]  # depthwise, or a BatchNorm, whose arithmetic is not counted
+    counted = alone * positions if isinstance(module, nn.Conv2d) else 0
+    return torch.tensor([0, 0]), torch.tensor([own + alone, counted])
+
+
+def graph_order(net: nn.Module, channels: ChannelGraph) -> Tensor:
+    """Where each gate of the graph stands among those of `gate_layers(net)`, which count from 1;
+    `NO_GATE` stands first."""
+    names = {module: name for name, module in net.named_modules()}
+    order = torch.zeros(1 + sum(map(len, channels.gates.values())), dtype=torch.long)
+    first = 1
+    for gate in gate_layers(net).values():
+        for place, number in enumerate(channels.gates.get(names[gate], ()), start=first):
+            order[number] = place
+        first += len(gate.qz_loga)
+    return order

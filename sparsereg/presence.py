@@ -1,0 +1,87 @@
+"""When is a channel part of the cut network? Found once, from the channel analysis.
+
+A channel is there if its own gate is open and somebody reads it, that is, if at least one of the
+gates behind its readers is open. Whether those are read in turn is not asked again: none of them is
+only if all gates of some block are closed, and then the image no longer reaches the output.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, fx
+
+from sparsereg.channels import NO_GATE, ChannelGraph
+from sparsereg.operations import MIX
+from sparsereg.readers import settle
+
+NEVER, ALWAYS = 0, 1  # numbers of two presences
+
+
+class Presence(NamedTuple):
+    """The gate that must be open, and the gates of which one must be; `NO_GATE` always is.
+
+    A channel that several gates multiply for different readers has no gate of its own here, but one
+    of them must be open. To each of its readers it then counts as there: an upper bound.
+    """
+
+    gate: int
+    readers: frozenset[int]
+
+    def condition(self) -> frozenset[int]:
+        """Gates of which one is open whenever the channel is there."""
+        return self.readers if self.gate == NO_GATE else frozenset([self.gate])
+
+
+class Presences:
+    """The `Presence` of each channel of each tensor in a traced network.
+
+    Attributes:
+        of: for each node, the numbers of its channels' presences, (C,).
+        table: the presence of each number; None for a channel that nothing reads.
+    """
+
+    def __init__(self, channels: ChannelGraph):
+        self.channels = channels
+        self.table: list[Presence | None] = [None]
+        self.numbers: dict[Presence, int] = {}
+        self.number(Presence(NO_GATE, frozenset([NO_GATE])))  # ALWAYS
+        self.of: dict[fx.Node, Tensor] = settle(channels, self.read, self.either, at_input=ALWAYS)
+
+    def number(self, presence: Presence) -> int:
+        if presence not in self.numbers:
+            self.numbers[presence] = len(self.table)
+            self.table.append(presence)
+        return self.numbers[presence]
+
+    def read(self, node: fx.Node, layer: Tensor | None) -> Tensor:
+        """A layer reads what is not zero, if any of its own channels is there."""
+        gates = self.channels.gate_of[node]
+        if layer is None:
+            return torch.full_like(gates, ALWAYS)
+        conditions = [self.table[n].condition() for n in layer.unique().tolist() if n != NEVER]
+        if not conditions:
+            return torch.full_like(gates, NEVER)
+        readers = frozenset().union(*conditions)
+        return torch.tensor([self.number(Presence(gate, readers)) for gate in gates.tolist()])
+
+    def either(self, first: Tensor, second: Tensor) -> Tensor:
+        """What two readers need together."""
+        pairs, places = torch.stack([first, second], dim=1).unique(dim=0, return_inverse=True)
+        return torch.tensor([self.one_of(a, b) for a, b in pairs.tolist()])[places]
+
+    def one_of(self, a: int, b: int) -> int:
+        if NEVER in (a, b) or a == b:
+            return max(a, b)
+        first, second = self.table[a], self.table[b]
+        if first.gate == second.gate:
+            return self.number(Presence(first.gate, first.readers | second.readers))
+        return self.number(Presence(NO_GATE, first.condition() | second.condition()))
+
+
+def bottlenecks(channels: ChannelGraph) -> list[list[int]]:
+    """Sets of gates through which everything goes that some layer reads: were all of one set
+    closed, the image would not reach that layer."""
+    layers = [node for node, kind in channels.kinds.items() if kind == MIX]
+    read_by = [channels.gate_of[channels.sources(node)[0]] for node in layers]
+    sets = {tuple(gates.unique().tolist()) for gates in read_by}
+    return [list(gates) for gates in sorted(sets) if NO_GATE not in gates]

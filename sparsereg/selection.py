@@ -1,0 +1,81 @@
+"""Which gates stay open: enough of every block, and in the end those that a target leaves."""
+
+from bisect import bisect_right
+
+import torch
+from torch import Tensor, nn
+
+from sparsereg.cost import ExpectedCost, highest
+from sparsereg.model.basic_l0_blocks import gate_layers
+
+GUARDED = -1.6  # ln α of a gate that is kept open: P(z ≠ 0) = 1/2
+OPEN, CLOSED = 6.0, -10.0  # ln α of settled gates, which draw hardly anything but 1, or 0
+CLOSE_ENOUGH = 0.001  # to a target, about one channel of GoogleNet
+
+
+@torch.no_grad()
+def reopen(net: nn.Module, groups: Tensor, number: int) -> None:
+    """Raise ln α where fewer than `number` gates of a group are open."""
+    gates = [gate.qz_loga for gate in gate_layers(net).values()]
+    qz_loga = torch.cat(gates)
+    best = highest(qz_loga, groups, number)
+    qz_loga[best] = qz_loga[best].clamp(min=GUARDED)
+    for gate, values in zip(gates, qz_loga.split([len(gate) for gate in gates]), strict=True):
+        gate.copy_(values)
+
+
+def choose_open(
+    qz_loga: Tensor, cost: ExpectedCost, name: str, target: float, min_open: int
+) -> Tensor:
+    """The gates that stay open so that the cut network has the target sparsity, (gates,).
+
+    Gates close in the order of ln α, the lowest first. One with which more would go than is wanted,
+    such as the last of a branch, which takes the reduction along, is passed over for the next,
+    unless that leaves the network farther from the target than closing it.
+
+    Args:
+        qz_loga: ln α of all gates, (gates,).
+        cost: counts the cut network.
+        name: the cost that the target is for.
+        target: sparsity in (0, 1).
+        min_open: gates that stay open, at least, in each of the bottlenecks of `cost`: those with
+            the highest ln α or, if the target cannot be reached so, the cheapest.
+    """
+
+    def without(closed: list[int]) -> Tensor:
+        is_open = torch.ones(cost.num_gates, dtype=torch.bool)
+        is_open[closed] = False
+        return is_open
+
+    def sparsity(closed: list[int]) -> float:
+        return cost.sparsity(without(closed))[name]
+
+    qz_loga = qz_loga.cpu()
+    order = qz_loga.argsort().tolist()
+    dearest = highest(qz_loga, cost.bottlenecks.cpu(), min_open)
+    for guarded in (dearest, cost.cheapest(name, min_open)):
+        guarded = set(guarded.flatten().tolist())
+        candidates = [gate for gate in order if gate not in guarded]
+        if sparsity(candidates) >= target:
+            break
+    by_count = range(len(candidates) + 1)
+    first = bisect_right(by_count, target, key=lambda n: sparsity(candidates[:n])) - 1
+    closed, too_much = candidates[:first], candidates[: first + 1]
+    for gate in candidates[first:]:
+        if target - sparsity(closed) <= CLOSE_ENOUGH:
+            break
+        if sparsity([*closed, gate]) <= target:
+            closed.append(gate)
+    return without(min(closed, too_much, key=lambda c: abs(sparsity(c) - target)))
+
+
+@torch.no_grad()
+def polarise(net: nn.Module, is_open: Tensor) -> None:
+    """Set the gates to 1 that are to be open, (gates,), and the others to 0.
+
+    P(z ≠ 0) is then (almost) 1 or 0, and the expected cost is that of the cut network.
+    """
+    gates = [gate.qz_loga for gate in gate_layers(net).values()]
+    parts = is_open.to(gates[0].device).split([len(gate) for gate in gates])
+    for gate, part in zip(gates, parts, strict=True):
+        gate.copy_(torch.where(part, OPEN, CLOSED))

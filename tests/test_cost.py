@@ -1,0 +1,178 @@
+"""The expected cost against the network that is really cut."""
+
+import json
+from functools import cache
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import torch
+from networks import gates_of
+from test_small_networks import NETWORKS, make
+from torch import Tensor
+
+from sparsereg.compact import Collapsed, compact
+from sparsereg.cost import ExpectedCost
+from sparsereg.model import googlenet
+from sparsereg.model.basic_l0_blocks import gate_layers, prob_nonzero
+from sparsereg.model.googlenet import GoogleNet
+from sparsereg.size import count
+
+REFERENCE = json.loads((Path(__file__).parent / "reference/compact_googlenet.json").read_text())
+IMAGE = (3, 32, 32)
+
+
+def open_these(net: torch.nn.Module, is_open: torch.Tensor) -> None:
+    gates = [gate.qz_loga.data for gate in gate_layers(net).values()]
+    for gate, part in zip(gates, is_open.split([len(gate) for gate in gates]), strict=True):
+        gate.copy_(torch.where(part, 3.0, -9.0))
+
+
+def size_when_cut(net: torch.nn.Module, is_open: torch.Tensor, image: tuple) -> dict[str, int]:
+    open_these(net, is_open)
+    return count(compact(net), image)
+
+
+@pytest.mark.parametrize("case", [REFERENCE["dense"], *REFERENCE["cases"]])
+def test_certain_gates_cost_what_the_reference_says(case):
+    net = GoogleNet()
+    widths = zip(gates_of(net), chain(*case["open_channels"]), strict=True)
+    is_open = torch.cat([torch.arange(len(gate.qz_loga)) < width for gate, width in widths])
+    cost = ExpectedCost(net, IMAGE)
+    assert cost.count(is_open) == {
+        "channels": int(is_open.sum()),
+        "params": case["params"],
+        "macs": case["macs"],
+    }
+    expected = cost(is_open.float())
+    assert expected["params"].item() == pytest.approx(case["params"] / 260_650, rel=1e-5)
+    assert expected["macs"].item() == pytest.approx(case["macs"] / 79_643_904, rel=1e-5)
+    assert expected["channels"].item() == pytest.approx(is_open.sum().item() / 832)
+
+
+@pytest.mark.parametrize("gate_reductions", [False, True])
+@pytest.mark.parametrize("share", [0.9, 0.5, 0.2])
+def test_any_gates_cost_what_the_cut_network_has(gate_reductions, share):
+    torch.manual_seed(0)
+    net = GoogleNet(gate_reductions=gate_reductions)
+    cost = ExpectedCost(net, IMAGE)
+    for _ in range(2):
+        is_open = torch.rand(cost.num_gates) < share
+        is_open[cost.cheapest("params", 1)] = True  # no block is without any
+        found = cost.count(is_open)
+        assert size_when_cut(net, is_open, IMAGE) == {k: found[k] for k in ("params", "macs")}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_other_networks(name):
+    net = make(NETWORKS[name]).float()
+    cost = ExpectedCost(net, (3, 8, 8))
+    compared = 0
+    for seed in range(6):
+        is_open = torch.rand(cost.num_gates, generator=torch.Generator().manual_seed(seed)) < 0.5
+        try:
+            size = size_when_cut(net, is_open, (3, 8, 8))
+        except Collapsed:
+            continue
+        found = cost.count(is_open)
+        if name == "gate after twice in a cat":  # where the cost is an upper bound, see Presence
+            assert all(size[k] <= found[k] <= cost.dense[k] for k in size), seed
+        else:
+            assert size == {k: found[k] for k in size}, seed
+        compared += 1
+    assert compared >= 3
+
+
+@pytest.mark.parametrize("gate_reductions", [False, True])
+def test_expectation_is_the_mean_over_random_gates(monkeypatch, gate_reductions):
+    """Monte Carlo: 2,000 networks with Bernoulli gates, each one cut and counted."""
+    monkeypatch.setattr(googlenet, "WIDTHS", ((1, 2, 2, 1), (2, 1, 1, 2)))  # fast to cut
+    monkeypatch.setattr(googlenet, "REDUCE", ((2, 2), (3, 1)))
+    torch.manual_seed(0)
+    net = GoogleNet(gate_reductions=gate_reductions)
+    cost = ExpectedCost(net, (3, 8, 8))
+    prob_open = torch.tensor([0.9, 0.1, 0.7, 0.95]).repeat(cost.num_gates)[: cost.num_gates]
+    prob_open[cost.bottlenecks[:, 0]] = 1.0  # else the network would sometimes collapse
+
+    @cache
+    def size(is_open: tuple[bool, ...]) -> Tensor:
+        cut = size_when_cut(net, torch.tensor(is_open), (3, 8, 8))
+        return torch.tensor(
+            [cut["params"] / cost.dense["params"], cut["macs"] / cost.dense["macs"]]
+        )
+
+    draws = torch.rand(2000, cost.num_gates) < prob_open
+    sizes = torch.stack([size(tuple(draw)) for draw in draws.tolist()])  # (2000, 2)
+    expected = cost(prob_open)
+    expected = torch.stack([expected["params"], expected["macs"]])
+    error = sizes.std(dim=0) / len(sizes) ** 0.5
+    assert ((sizes.mean(dim=0) - expected).abs() < 3 * error).all()
+    assert (error < 0.005).all(), "a small difference would show"
+    assert size.cache_info().currsize > 100
+
+
+def test_collapsed_networks_are_the_stated_error():
+    """What feeds a closed block still counts: the error is at most the chance of such a block."""
+    torch.manual_seed(0)
+    net = GoogleNet()
+    cost = ExpectedCost(net, IMAGE)
+    is_open = torch.rand(832) < 0.5
+    is_open[cost.bottlenecks[3][:96]] = False
+    with pytest.raises(Collapsed):
+        size_when_cut(net, is_open, IMAGE)
+    assert 0 < cost.count(is_open)["params"] < cost.dense["params"]
+
+
+def test_channels_are_l_c0():
+    torch.manual_seed(0)
+    net = GoogleNet(droprate_init=0.3)
+    prob_open = prob_nonzero(net.qz_loga())
+    assert torch.equal(ExpectedCost(net, IMAGE)(prob_open)["channels"], prob_open.mean())
+
+
+def test_gradient_is_that_of_finite_differences():
+    net = make(NETWORKS["cats of cats"]).float()
+    cost = ExpectedCost(net, (3, 8, 8)).double()
+    prob_open = torch.rand(cost.num_gates, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda p: tuple(cost(p).values()), prob_open)
+
+
+def test_an_open_gate_costs_what_its_channel_has():
+    """With all gates open the gradient of one is what closing it saves."""
+    net = GoogleNet()
+    cost = ExpectedCost(net, IMAGE)
+    everything = torch.ones(832, requires_grad=True)
+    (cost(everything)["params"] * 260_650).backward()
+    without = torch.ones(832)
+    without[16] = 0  # the first 3x3 channel of block 1: 375 parameters (docs/method.md)
+    assert everything.grad[16].item() == pytest.approx(375, rel=1e-3)
+    assert 260_650 - cost.count(without)["params"] == 375
+
+
+def test_bfloat16_autocast_leaves_the_cost_alone():
+    cost = ExpectedCost(GoogleNet(), IMAGE)
+    prob_open = torch.rand(832)
+    exact = cost(prob_open)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = cost(prob_open)
+    assert all(torch.equal(exact[name], cast[name]) for name in exact)
+
+
+def test_the_network_is_left_alone():
+    net = GoogleNet().double().train()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    ExpectedCost(net, IMAGE)
+    assert net.training and next(net.parameters()).dtype == torch.float64
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+@pytest.mark.parametrize("gate_reductions", [False, True])
+def test_highest_sparsity_is_that_of_the_smallest_network(gate_reductions):
+    """One 1x1 channel in each block, by hand: stem, blocks, and a head that reads one channel."""
+    cost = ExpectedCost(GoogleNet(gate_reductions=gate_reductions), IMAGE)
+    stem = 3 * 64 * 9 + 64 + 128
+    blocks = (64 + 1 + 2) + 7 * (1 + 1 + 2)
+    smallest = stem + blocks + 10 + 10
+    close = 1e-4 if gate_reductions else 1e-9  # there the cheapest gates are chosen by gradient
+    assert cost.highest_sparsity("params", 1) == pytest.approx(1 - smallest / 260_650, abs=close)
+    assert cost.highest_sparsity("params", 8) < cost.highest_sparsity("params", 1)
