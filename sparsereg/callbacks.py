@@ -95,8 +95,11 @@ class GateMonitor(pl.Callback):
 
 
 class StillGates(pl.Callback):
-    """Warns once, after a tenth of the run, if no gate is on its way; with a target, whose λ is still
-    being found then, after its warm-up. Runs of fewer than 100 steps are left alone."""
+    """Warns once, after a tenth of the run, if no gate is on its way.
+
+    With a target, whose λ is still being found then, after its warm-up. Runs of fewer than 100
+    steps are left alone.
+    """
 
     MOVED = 0.01  # of P(z ≠ 0)
 
@@ -118,8 +121,8 @@ class StillGates(pl.Callback):
         if moved < self.MOVED and lambda_l0 > 0:
             rate = trainer.optimizers[0].param_groups[-1]["lr"]
             rank_zero_warn(
-                f"the gates are not moving: after {when} of {steps} steps no P(z != 0) has left its "
-                f"start by {self.MOVED} (the farthest by {moved:.4f}). Unless their rate, "
+                f"the gates are not moving: after {when} of {steps} steps no P(z != 0) has left "
+                f"its start by {self.MOVED} (the farthest by {moved:.4f}). Unless their rate, "
                 f"{rate:.2g} now, is yet to rise, raise gate_lr or lambda_l0 ({lambda_l0:.3g} now)."
             )
 

@@ -180,11 +180,6 @@ def check_fits(state: Mapping, own: Mapping) -> None:
             "the checkpoint has gates and this network has none "
             f"({len(unexpected)} qz_loga unexpected): use without_using_gate=false"
         )
-    if missing and all(key.endswith("qz_loga") for key in missing):
-        raise UserError(
-            f"keep_gates=true, but the checkpoint has no gates {shorten(missing)}: "
-            "keep_gates=false starts new ones"
-        )
     for what, keys in (("lacks", missing), ("has in addition", unexpected)):
         if keys:
             raise UserError(f"the checkpoint does not fit: it {what} {shorten(keys)}")

@@ -71,6 +71,11 @@ def run_settings(
         check_settings(cfg)
         check_who_moves_lambda(cfg, overrides)
         check_devices(cfg.trainer)
+    elif cfg.keep_gates and not is_gated(checkpoint):
+        raise UserError(
+            f"keep_gates=true, but ckpt_path={cfg.ckpt_path} has no gates: leave it out, new gates "
+            "start as droprate_init says"
+        )
     plain = to_plain(cfg)
     record = {
         "overrides": [to_replay(o, plain) for o in overrides if o.split("=")[0] not in STARTS],
@@ -140,6 +145,10 @@ def check_compact(checkpoint: dict, cfg: DictConfig, overrides: list[str], class
         )
 
 
+def is_gated(checkpoint: dict) -> bool:
+    return any(key.endswith("qz_loga") for key in checkpoint["state_dict"])
+
+
 def check_resumable(checkpoint: dict, cfg: DictConfig) -> None:
     """Raise UserError unless the checkpoint's run can go on with these settings."""
     if "loops" not in checkpoint:
@@ -147,7 +156,7 @@ def check_resumable(checkpoint: dict, cfg: DictConfig) -> None:
             f"ckpt_path={cfg.ckpt_path} holds a network without the state of a training run: "
             "train it on with resume_training=false"
         )
-    gated = any(key.endswith("qz_loga") for key in checkpoint["state_dict"])
+    gated = is_gated(checkpoint)
     if gated == cfg.without_using_gate:
         raise UserError(
             f"without_using_gate={str(cfg.without_using_gate).lower()}, but the checkpoint was "

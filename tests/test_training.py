@@ -96,7 +96,7 @@ def test_what_a_run_leaves(command, tmp_path):
     assert len(log.Histograms("qz_loga/block3/5x5")) == 2, "one histogram for each epoch"
     l_c0 = [event.value for event in log.Scalars("L_C0")]
     assert l_c0[0] == pytest.approx(0.8318, abs=1e-3) and l_c0[-1] < l_c0[0]
-    assert [event.value for event in log.Scalars("lambda_l0")] == [0.5, 0.5]
+    assert [event.value for event in log.Scalars("lambda_l0")] == [0.5] * 6, "each step"
     assert log.Scalars("final/test_acc")[0].value == pytest.approx(summary["test_acc"])
     loss, ce = (log.Scalars(tag)[0].value for tag in ("train_loss", "train_ce"))
     assert loss - ce == pytest.approx(0.5 * sum(l_c0[:3]) / 3, abs=1e-5)
