@@ -15,14 +15,14 @@ from omegaconf import DictConfig
 
 from sparsereg import command_line
 from sparsereg.resume import check_compact, check_resumable, finetune_settings, run_settings
-from sparsereg.settings import check_devices, check_settings, check_who_moves_lambda
+from sparsereg.settings import check_devices, check_given_twice, check_settings
 
 
 def main(cfg: DictConfig) -> None:
     check_settings(cfg)
     check_devices(cfg.trainer)
     overrides = list(HydraConfig.get().overrides.task)
-    check_who_moves_lambda(cfg, overrides)
+    check_given_twice(cfg, overrides)
     train(cfg, overrides)
 
 

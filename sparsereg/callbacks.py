@@ -146,7 +146,8 @@ class EpochLine(pl.Callback):
         if trainer.is_global_zero:
             keys = list(self.KEYS)
             if pl_module.constraint is not None:
-                keys += [f"actual_sparsity/{pl_module.cost}", "lambda_l0"]
+                asked_for = f"actual_sparsity/{pl_module.cost}"  # of params it is "sparsity"
+                keys += [*([asked_for] if pl_module.cost != "params" else []), "lambda_l0"]
             logged = trainer.callback_metrics
             shown = [f"{key} {logged[key]:.4f}" for key in [*keys, "samples/s"] if key in logged]
             epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from sparsereg.command_line import CONFIG
 from sparsereg.errors import UserError
-from sparsereg.settings import check_devices, check_settings, check_who_moves_lambda, to_plain
+from sparsereg.settings import check_devices, check_given_twice, check_settings, to_plain
 
 # What is replayed from a checkpoint only chooses among this repository's own configuration files
 # and sets plain values: no interpolation (it could read the environment), no class to call.
@@ -69,7 +69,7 @@ def run_settings(
     if cfg.resume_training:
         cfg, overrides = settings_of(checkpoint)
         check_settings(cfg)
-        check_who_moves_lambda(cfg, overrides)
+        check_given_twice(cfg, overrides)
         check_devices(cfg.trainer)
     elif cfg.keep_gates and not is_gated(checkpoint):
         raise UserError(
@@ -166,6 +166,7 @@ def check_resumable(checkpoint: dict, cfg: DictConfig) -> None:
     before, now = checkpoint["sparsereg"]["config"], to_plain(cfg)
     for key in KEPT:
         for name, old, new in differences(key, before.get(key, now[key]), now[key]):
+            new, old = ("null" if value is None else value for value in (new, old))
             raise UserError(
                 f"{name}={new}, but the checkpoint was trained with {old}: a resumed run keeps it; "
                 "resume_training=false starts a new run with its weights"

@@ -232,14 +232,19 @@ def check_target(cfg: DictConfig) -> None:
         )
 
 
-def check_who_moves_lambda(cfg: DictConfig, overrides: list[str]) -> None:
-    """Raise UserError when both a λ and a target are asked for."""
-    for override in overrides:
-        if cfg.target_sparsity is not None and override.startswith("lambda_l0="):
-            raise UserError(
-                f"{override} is set by hand, but target_sparsity={cfg.target_sparsity} moves λ "
-                "itself: leave one of them out"
-            )
+def check_given_twice(cfg: DictConfig, overrides: list[str]) -> None:
+    """Raise UserError when the command line sets what another of its settings decides."""
+    given = {override.partition("=")[0]: override for override in overrides}
+    if cfg.target_sparsity is not None and "lambda_l0" in given:
+        raise UserError(
+            f"{given['lambda_l0']} is set by hand, but target_sparsity={cfg.target_sparsity} moves "
+            "λ itself: leave one of them out"
+        )
+    if cfg.keep_gates and "droprate_init" in given:
+        raise UserError(
+            f"{given['droprate_init']} is where new gates start, but keep_gates=true takes the "
+            "checkpoint's: leave one of them out"
+        )
 
 
 def check_devices(trainer: DictConfig) -> None:

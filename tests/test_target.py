@@ -298,6 +298,39 @@ def test_still_gates_are_said(tmp_path, gate_lr, warned):
     assert ("raise gate_lr or lambda_l0 (5 now)" in result.err) == warned
 
 
+TARGET = "target_sparsity=0.7"
+CONTRADICTIONS = [  # settings that exclude one another, what the line must say
+    ((TARGET, "lambda_l0=0.5"), ["lambda_l0=0.5", TARGET, "leave one of them out"]),
+    ((TARGET, "without_using_gate=true"), [TARGET, "without_using_gate=false"]),
+    (("gate_reductions=true", "without_using_gate=true"), ["gate_reductions=true", "needs gates"]),
+    ((TARGET, "lambda_warmup=2"), ["lambda_warmup=2", "target_warmup"]),
+    (
+        (TARGET, "trainer.max_epochs=5", "target_warmup=3", "settle_epochs=2.5"),
+        ["target_warmup=3", "settle_epochs=2.5", "trainer.max_epochs=5"],
+    ),
+    (("keep_gates=true", "ckpt_path={gated}", "droprate_init=0.05"), ["droprate_init=0.05"]),
+    (
+        ("resume_training=true", "ckpt_path={gated}", "trainer.max_epochs=9", TARGET),
+        [TARGET, "null", "resume_training=false"],
+    ),
+]
+
+
+@pytest.mark.parametrize("arguments, words", CONTRADICTIONS)
+def test_contradictions(trained, tmp_path, arguments, words):
+    arguments = [argument.format(**trained) for argument in arguments]
+    result = run_process("train.py", *arguments, f"output_dir={tmp_path}")
+    assert_one_line(result, *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_experiments_lambda_gives_way_to_a_target(command, tmp_path):
+    """Only the λ of the command line contradicts it."""
+    arguments = ("experiment=demo", "scheduler=multistep", "target_sparsity=0.5")
+    result = command("train.py", *SHORT, *arguments, f"output_dir={tmp_path}")
+    assert result.code == 0, result.err
+
+
 def test_the_highest_sparsity_is_in_the_error(tmp_path):
     arguments = ("target_sparsity=0.995", "cost=params", f"output_dir={tmp_path}")
     result = run_process("train.py", *SHORT, *arguments)
@@ -309,4 +342,4 @@ def test_the_highest_sparsity_is_in_the_error(tmp_path):
 
 def test_ungated_checkpoint_has_no_gates_to_keep(trained):
     result = run_process("train.py", *SHORT, f"ckpt_path={trained['ungated']}", "keep_gates=true")
-    assert_one_line(result, "keep_gates=true", "no gates")
+    assert_one_line(result, "keep_gates=true", "has no gates")
