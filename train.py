@@ -4,6 +4,7 @@ python train.py without_using_gate=true                                     # no
 python train.py lambda_l0=1.0                                               # gates from scratch
 python train.py ckpt_path=RUN/last.ckpt lambda_l0=20.0 droprate_init=0.05   # gates, then cut
 python train.py ckpt_path=RUN/last.ckpt resume_training=true                # go on exactly
+python train.py target_sparsity=0.6 cost=params                             # the sparsity asked for
 python train.py lambda_l0=1.0 finetune_epochs=20                            # cut, then train on
 """
 
@@ -40,7 +41,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
         read_checkpoint,
     )
     from sparsereg.compact_file import cut_file
-    from sparsereg.constraint import SparsityConstraint, check_not_passed, check_reachable
+    from sparsereg.constraint import SparsityConstraint, check_target
     from sparsereg.cost import ExpectedCost
     from sparsereg.module import L0Module
     from sparsereg.report import evaluate, finish
@@ -68,14 +69,11 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
         load_weights(net, checkpoint, new_gates=not (cfg.resume_training or cfg.keep_gates))
     record["data"] = data.record()
     expected_cost = None if cfg.without_using_gate else ExpectedCost(net, data.image_shape)
-    constraint = None
-    if cfg.target_sparsity is not None:
-        check_reachable(cfg.target_sparsity, cfg.cost, expected_cost, cfg.min_open_channels)
-        if cfg.keep_gates:
-            check_not_passed(cfg.target_sparsity, cfg.cost, expected_cost, net)
-        constraint = SparsityConstraint(
-            cfg.target_sparsity, cfg.dual_lr, cfg.target_warmup, cfg.settle_epochs
-        )
+    constraint, target = None, cfg.target_sparsity
+    if target is not None:
+        if not cfg.resume_training:
+            check_target(target, cfg.cost, expected_cost, cfg.min_open_channels, net)
+        constraint = SparsityConstraint(target, cfg.dual_lr, cfg.target_warmup, cfg.settle_epochs)
     module = L0Module(
         net,
         num_classes=len(data.classes),

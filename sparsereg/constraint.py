@@ -73,8 +73,10 @@ class SparsityConstraint(nn.Module):
         self.multiplier.copy_(torch.where(violation > 0, raised, 0.0))
 
 
-def check_reachable(target: float, cost: str, expected_cost: ExpectedCost, min_open: int) -> None:
-    """Raise UserError for a target that would take channels without gates, or the last ones."""
+def check_target(
+    target: float, cost: str, expected_cost: ExpectedCost, min_open: int, net: nn.Module
+) -> None:
+    """Raise UserError for a target that closing gates of `net` cannot lead to."""
     highest = expected_cost.highest_sparsity(cost, min_open)
     if target > highest:
         at_most = math.floor(highest * 10_000) / 10_000
@@ -82,14 +84,10 @@ def check_reachable(target: float, cost: str, expected_cost: ExpectedCost, min_o
             f"target_sparsity={target} of cost={cost} is out of reach: with the gates of this "
             f"network and min_open_channels={min_open} the highest is {at_most}"
         )
-
-
-def check_not_passed(target: float, cost: str, expected_cost: ExpectedCost, net: nn.Module) -> None:
-    """Raise UserError when gates that are kept have more than the target closed already."""
     qz_loga = [gate.qz_loga.detach() for gate in gate_layers(net).values()]
-    reached = expected_cost.sparsity(deterministic_gate(torch.cat(qz_loga)) > 0)[cost]
-    if reached > target + TOLERANCE:
+    present = expected_cost.sparsity(deterministic_gate(torch.cat(qz_loga)) > 0)[cost]
+    if present > target + TOLERANCE:
         raise UserError(
-            f"target_sparsity={target}, but with keep_gates=true the checkpoint's gates have "
-            f"{reached:.4f} (cost={cost}) already: choose a higher target, or keep_gates=false"
+            f"target_sparsity={target}, but the gates start at {present:.4f} (cost={cost}): choose "
+            "a higher target, or open gates with keep_gates=false and a small droprate_init"
         )

@@ -53,10 +53,10 @@ class ExpectedCost(nn.Module):
             self.register_buffer(name, torch.stack(column).float(), persistent=False)
         self.register_buffer("order", graph_order(net, channels), persistent=False)
         groups = [self.order[torch.tensor(gates)] - 1 for gates in bottlenecks(channels)]
-        padding = torch.empty(0, self.num_gates, dtype=torch.long)  # where there is no group
-        if groups:
-            padding = pad_sequence(groups, batch_first=True, padding_value=self.num_gates)
-        self.register_buffer("bottlenecks", padding, persistent=False)  # (groups, largest)
+        self.narrowest = min(map(len, groups), default=self.num_gates)
+        groups.append(torch.empty(0, dtype=torch.long))  # pad_sequence wants one
+        padded = pad_sequence(groups, batch_first=True, padding_value=self.num_gates)[:-1]
+        self.register_buffer("bottlenecks", padded, persistent=False)  # (groups, largest)
         self.dense = self.count(torch.ones(self.num_gates))
 
     def forward(self, prob_open: Tensor) -> dict[str, Tensor]:
@@ -111,6 +111,7 @@ def highest(values: Tensor, groups: Tensor, number: int) -> Tensor:
         values: one for each gate, (gates,).
         groups: gates, (groups, largest), filled up with the number of all gates.
     """
+    number = min(number, groups.shape[1])
     table = torch.cat([values, values.new_full((1,), -torch.inf)])[groups]
     return groups.gather(1, table.topk(number, dim=1).indices)
 

@@ -33,8 +33,11 @@ class L0Module(pl.LightningModule):
         expected_cost: of `net`, if it has gates.
         cost: which of the expected costs is weighted, or constrained.
         constraint: moves λ instead of `lambda_l0`.
-        min_open_channels: so many gates stay open in every bottleneck.
+        min_open_channels: so many gates stay open in every bottleneck of `expected_cost`.
         record: plain data that lets a checkpoint be used without its command line.
+
+    Raises:
+        UserError: a bottleneck is narrower than `min_open_channels`.
     """
 
     def __init__(
@@ -64,6 +67,11 @@ class L0Module(pl.LightningModule):
         self.cost = cost
         self.constraint = constraint
         self.min_open_channels = min_open_channels
+        if expected_cost is not None and min_open_channels > expected_cost.narrowest:
+            raise UserError(
+                f"min_open_channels={min_open_channels} must be at most {expected_cost.narrowest}, "
+                "the gates of the narrowest place"
+            )
         self.record = record
         self.train_acc = MulticlassAccuracy(num_classes, average="micro")
         self.val_acc = MulticlassAccuracy(num_classes, average="micro")

@@ -239,7 +239,7 @@ def test_going_on_to_a_higher_target_keeps_the_gates(command, tmp_path):
         for version in (0, 1)
     ]
     assert (opened[0] >= opened[1]).all(), "what was closed stays closed"
-    lower = run_process("train.py", *TWO_EPOCHS, *start, "target_sparsity=0.3")
+    lower = command("train.py", *TWO_EPOCHS, *start, "target_sparsity=0.3")
     assert_one_line(lower, "target_sparsity=0.3", f"{reached:.4f}", "keep_gates=false")
 
 
@@ -338,6 +338,13 @@ def test_the_highest_sparsity_is_in_the_error(tmp_path):
     highest = math.floor((1 - smallest / 260_650) * 1e4) / 1e4
     assert_one_line(result, "target_sparsity=0.995", str(highest))
     assert not (tmp_path / "lightning_logs").exists()
+
+
+def test_more_open_channels_than_there_are(tmp_path):
+    arguments = ("min_open_channels=17", "gate_reductions=true", f"output_dir={tmp_path}")
+    result = run_process("train.py", *SHORT, *arguments)
+    assert_one_line(result, "min_open_channels=17", "at most 16")
+    assert not list(tmp_path.iterdir())
 
 
 def test_ungated_checkpoint_has_no_gates_to_keep(trained):
