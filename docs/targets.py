@@ -1,0 +1,92 @@
+"""Draws docs/targets.svg from the runs in docs/results/targets and prints the README's tables of
+them, and of the digits' in docs/results/targets_digits: `python docs/targets.py`."""
+
+import json
+from itertools import product
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+from omegaconf import DictConfig, OmegaConf
+
+from docs.curves import COLORS, STYLE, read_curve
+
+FOLDER = Path(__file__).parent
+RESULTS = FOLDER / "results"
+
+
+def config(run: Path) -> DictConfig:
+    return OmegaConf.load(run / "config.yaml")
+
+
+def summary(run: Path) -> dict:
+    return json.loads((run / "summary.json").read_text(encoding="utf-8"))
+
+
+def draw(runs: list[Path]) -> Figure:
+    """Sparsity of parameters, expected (line) and actual (dots), and λ over the epochs."""
+    figure = Figure(figsize=(8.4, 3.2), layout="constrained")
+    sparsity, multiplier = figure.subplots(1, 2)
+    for run, color in zip(runs, COLORS, strict=False):
+        target = config(run).target_sparsity
+        steps, actual = read_curve(run, "actual_sparsity/params")
+        epoch = (steps[-1] + 1) / len(steps)
+        for tag, ax in (("expected_sparsity/params", sparsity), ("lambda_l0", multiplier)):
+            at, values = read_curve(run, tag)
+            ax.plot([step / epoch for step in at], values, color=color, lw=1.2, label=f"{target}")
+        sparsity.plot([(step + 1) / epoch for step in steps], actual, "o", ms=4, color=color)
+        sparsity.axhline(target, color=color, lw=0.6, ls=":")
+    sparsity.set(title="sparsity of parameters: expected (line), actual (dots)", ylabel="sparsity")
+    sparsity.set(xlabel="epoch", ylim=(-0.02, 1))
+    multiplier.set(title="multiplier λ", ylabel="λ", xlabel="epoch")
+    multiplier.legend(frameon=False, title="target")
+    for ax in figure.axes:
+        ax.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def table_row(run: Path) -> str:
+    """What was asked for, and what the network has that was cut."""
+    cfg, result = config(run), summary(run)
+    asked = f"λ = {cfg.lambda_l0:g}"
+    if cfg.target_sparsity is not None:
+        asked = f"{cfg.target_sparsity} of {cfg.cost}"
+    start = "scratch" if cfg.ckpt_path is None else "gates of 0.7" if cfg.keep_gates else "trained"
+    cells = [
+        asked,
+        start,
+        f"{result['sparsity']:.4f}",
+        f"{1 - result['macs'] / result['dense_macs']:.4f}",
+        f"{result['params']:,}",
+        f"{result['macs']:,}",
+        f"{result['val_acc']:.2%}",
+        f"{result['test_acc']:.2%}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def digits_rows(folder: Path) -> list[str]:
+    """For each target what was reached, and the test accuracy, by cost and start."""
+    found = {}
+    for path in folder.glob("*/*.json"):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        cell = f"{result['reached_sparsity']:.4f} ({result['test_acc']:.1%})"
+        found[path.parent.name, result["cost"], result["target_sparsity"]] = cell
+    columns = list(product(("trained", "scratch"), ("params", "macs")))
+    return [
+        f"| {target} | {' | '.join(found[*column, target] for column in columns)} |"
+        for target in sorted({target for *_, target in found})
+    ]
+
+
+def main(folder: Path = FOLDER) -> None:
+    runs = [path.parent for path in (RESULTS / "targets").glob("*/summary.json")]
+    runs.sort(key=lambda run: (summary(run)["sparsity"], run.name))
+    drawn = [run for run in runs if run.name.startswith("params_")]
+    with mpl.rc_context(STYLE):
+        draw(drawn).savefig(folder / "targets.svg", metadata={"Date": None})
+    print(*map(table_row, runs), *digits_rows(RESULTS / "targets_digits"), sep="\n")
+
+
+if __name__ == "__main__":
+    main()
