@@ -16,14 +16,15 @@ from omegaconf import DictConfig
 
 from sparsereg import command_line
 from sparsereg.resume import check_compact, check_resumable, finetune_settings, run_settings
-from sparsereg.settings import check_devices, check_given_twice, check_settings
+from sparsereg.settings import check_devices, check_settings, check_target
 
 
 def main(cfg: DictConfig) -> None:
     check_settings(cfg)
     check_devices(cfg.trainer)
     overrides = list(HydraConfig.get().overrides.task)
-    check_given_twice(cfg, overrides)
+    if not cfg.resume_training:  # else the checkpoint's settings are yet to come
+        check_target(cfg, overrides)
     train(cfg, overrides)
 
 
@@ -41,7 +42,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
         read_checkpoint,
     )
     from sparsereg.compact_file import cut_file
-    from sparsereg.constraint import SparsityConstraint, check_target
+    from sparsereg.constraint import SparsityConstraint, check_reach
     from sparsereg.cost import ExpectedCost
     from sparsereg.module import L0Module
     from sparsereg.report import evaluate, finish
@@ -72,7 +73,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     constraint, target = None, cfg.target_sparsity
     if target is not None:
         if not cfg.resume_training:
-            check_target(target, cfg.cost, expected_cost, cfg.min_open_channels, net)
+            check_reach(target, cfg.cost, expected_cost, cfg.min_open_channels, net)
         constraint = SparsityConstraint(target, cfg.dual_lr, cfg.target_warmup, cfg.settle_epochs)
     module = L0Module(
         net,

@@ -51,7 +51,7 @@ def table_row(run: Path) -> str:
     asked = f"λ = {cfg.lambda_l0:g}"
     if cfg.target_sparsity is not None:
         asked = f"{cfg.target_sparsity} of {cfg.cost}"
-    start = "scratch" if cfg.ckpt_path is None else "gates of 0.7" if cfg.keep_gates else "trained"
+    start = "scratch" if cfg.ckpt_path is None else "kept gates" if cfg.keep_gates else "trained"
     cells = [
         asked,
         start,

@@ -172,9 +172,18 @@ def load_weights(net: nn.Module, checkpoint: dict, new_gates: bool = False) -> N
     net.load_state_dict(state)
 
 
+def is_gated(state: Mapping) -> bool:
+    return any(key.endswith("qz_loga") for key in state)
+
+
 def check_fits(state: Mapping, own: Mapping) -> None:
     """Raise UserError that names what differs between a loaded and the network's own state."""
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if any("reduction_gates" in key for key in missing + unexpected) and is_gated(own):
+        raise UserError(
+            f"the checkpoint's reductions have {'no ' if missing else ''}gates: use "
+            f"gate_reductions={'false' if missing else 'true'}"
+        )
     if unexpected and all(key.endswith("qz_loga") for key in unexpected):
         raise UserError(
             "the checkpoint has gates and this network has none "

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from sparsereg.cost import ExpectedCost
 from sparsereg.errors import UserError
 from sparsereg.model.basic_l0_blocks import deterministic_gate, gate_layers
+from sparsereg.settings import SETTLED, TARGET_WARMUP
 
 TOLERANCE = 0.01  # by which a sparsity may miss its target
-TARGET_WARMUP, SETTLED = 0.4, 0.25  # defaults: shares of the run
-DUAL_TRAVEL = 1000.0  # default of dual_lr · steps: how far λ would rise in a run without sparsity
+DUAL_TRAVEL = 2000.0  # default of dual_lr · steps: how far λ would rise in a run without sparsity
 
 
 class SparsityConstraint(nn.Module):
@@ -59,9 +59,9 @@ class SparsityConstraint(nn.Module):
         """Fit the defaults, and what is given in epochs, to the length of the run."""
         warmup, settle = self.target_warmup, self.settle_epochs
         self.rate = DUAL_TRAVEL / steps if self.dual_lr is None else self.dual_lr
-        self.warmup = TARGET_WARMUP if warmup is None else warmup / epochs
         last_step = (steps - 1) / steps
         self.settle_at = min(1 - (SETTLED if settle is None else settle / epochs), last_step)
+        self.warmup = min(TARGET_WARMUP, self.settle_at) if warmup is None else warmup / epochs
 
     def bound(self, progress: float) -> float:
         """The expected cost that is allowed after this share of the run."""
@@ -73,7 +73,7 @@ class SparsityConstraint(nn.Module):
         self.multiplier.copy_(torch.where(violation > 0, raised, 0.0))
 
 
-def check_target(
+def check_reach(
     target: float, cost: str, expected_cost: ExpectedCost, min_open: int, net: nn.Module
 ) -> None:
     """Raise UserError for a target that closing gates of `net` cannot lead to."""

@@ -18,8 +18,6 @@ from sparsereg.model.basic_l0_blocks import gate_layers
 from sparsereg.operations import AFFINE, MIX
 from sparsereg.presence import NEVER, Presences, bottlenecks
 
-ALMOST_1 = 1 - 1e-7  # whose complement has a logarithm
-
 
 class ExpectedCost(nn.Module):
     """E[channels], E[parameters] and E[multiply-adds] of the cut network, in shares of the dense.
@@ -29,8 +27,9 @@ class ExpectedCost(nn.Module):
 
         E[term] = (weights of a pair · E[inputs] + weights of an output) · E[outputs] · P(read)
 
-    Exact for independent gates, except where a network collapses because all gates of one block are
-    closed: what is left of it still counts here. So the error is at most the probability of that.
+    Exact for independent gates, except where a network collapses because all gates of one of the
+    `bottlenecks` are closed, a block's or a gated reduction's: what is left of it still counts
+    here. So the error is at most the probability of that.
 
     Args:
         net: a network with `L0Gate` layers; not changed.
@@ -73,8 +72,8 @@ class ExpectedCost(nn.Module):
 
     def count(self, is_open: Tensor) -> dict[str, int]:
         """The cost of the network cut to these gates, (gates,), in numbers."""
-        exact = copy.deepcopy(self).double().cpu()
-        params, macs = exact.totals(is_open.double().cpu()).round().tolist()
+        exact = copy.deepcopy(self).cpu().double()
+        params, macs = exact.totals(is_open.cpu().double()).round().tolist()
         return {"channels": int(is_open.sum()), "params": int(params), "macs": int(macs)}
 
     def sparsity(self, is_open: Tensor) -> dict[str, float]:
@@ -82,10 +81,10 @@ class ExpectedCost(nn.Module):
         return {name: 1 - n / self.dense[name] for name, n in self.count(is_open).items()}
 
     def cheapest(self, name: str, number: int) -> Tensor:
-        """The gates of each bottleneck that cost least where few are open, (groups, number)."""
+        """The gates of each bottleneck that cost least, (groups, number)."""
         with torch.enable_grad():
-            few = torch.full((self.num_gates,), 0.05, device=self.order.device, requires_grad=True)
-            [price] = torch.autograd.grad(self(few)[name], few)
+            half = torch.full((self.num_gates,), 0.5, device=self.order.device, requires_grad=True)
+            [price] = torch.autograd.grad(self(half)[name], half)
         return highest(-price, self.bottlenecks, number)
 
     def highest_sparsity(self, name: str, min_open: int) -> float:
@@ -98,7 +97,8 @@ class ExpectedCost(nn.Module):
         """Expected parameters and multiply-adds, (2,)."""
         with torch.autocast(prob_open.device.type, enabled=False):
             p = torch.cat([prob_open.new_ones(1), prob_open])[self.order]  # (1 + gates,)
-            none_open = torch.exp(self.readers @ torch.log1p(-p.clamp(max=ALMOST_1)))  # (terms,)
+            below_1 = p.clamp(max=1 - torch.finfo(p.dtype).eps)  # for the logarithm
+            none_open = torch.exp(self.readers @ torch.log1p(-below_1))  # (terms,)
             outputs = (self.outputs @ p) * (1 - none_open)
             pairs = (self.inputs @ p) * outputs
             return pairs @ self.per_pair + outputs @ self.per_output

@@ -14,7 +14,9 @@ from sparsereg.errors import UserError
 from sparsereg.model.basic_l0_blocks import gate_layers, prob_nonzero
 from sparsereg.selection import choose_open, polarise, reopen
 
-GATE_TRAVEL = 40.0  # how far Adam can move ln α in a run with a target, unless gate_lr is given
+# With a target, unless gate_lr is given: how far Adam can move ln α in the run, and at most in a
+# step. Its first steps are whole ones, whatever the gradient, so larger ones would close by chance
+GATE_TRAVEL, GATE_STEP = 100.0, 0.2
 Batch = tuple[Tensor, Tensor]  # images (N, C, H, W), labels (N,)
 
 
@@ -29,7 +31,7 @@ class L0Module(pl.LightningModule):
         lambda_l0: weight λ of the expected cost, where there is no constraint.
         lambda_warmup: epochs over which λ rises from 0.
         gate_lr: learning rate of the gates; None: that of the weights or, with a constraint, the
-            larger of it and `GATE_TRAVEL` / steps of the run.
+            larger of it and `GATE_TRAVEL` / steps of the run, at most `GATE_STEP`.
         expected_cost: of `net`, if it has gates.
         cost: which of the expected costs is weighted, or constrained.
         constraint: moves λ instead of `lambda_l0`.
@@ -180,7 +182,7 @@ class L0Module(pl.LightningModule):
             raise UserError(f"optimizer: {error}") from error
         if self.constraint is not None and self.gate_lr is None:  # a short run has no time to lose
             gate_group = optimizer.param_groups[-1]
-            gate_group["lr"] = max(gate_group["lr"], GATE_TRAVEL / self.total_steps)
+            gate_group["lr"] = max(gate_group["lr"], min(GATE_TRAVEL / self.total_steps, GATE_STEP))
         return {"optimizer": optimizer, "lr_scheduler": self.scheduler(optimizer, self.total_steps)}
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:

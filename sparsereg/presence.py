@@ -2,7 +2,7 @@
 
 A channel is there if its own gate is open and somebody reads it, that is, if at least one of the
 gates behind its readers is open. Whether those are read in turn is not asked again: none of them is
-only if all gates of some block are closed, and then the image no longer reaches the output.
+only if all gates of some bottleneck are closed, and then the image no longer reaches what reads it.
 """
 
 from typing import NamedTuple

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from sparsereg.command_line import CONFIG
 from sparsereg.errors import UserError
-from sparsereg.settings import check_devices, check_given_twice, check_settings, to_plain
+from sparsereg.settings import check_devices, check_settings, check_target, to_plain
 
 # What is replayed from a checkpoint only chooses among this repository's own configuration files
 # and sets plain values: no interpolation (it could read the environment), no class to call.
@@ -19,7 +19,6 @@ HARMLESS = re.compile(r"(?!hydra)(?!.*(\$\{|_target_))[A-Za-z][\w.]*=.*", re.DOT
 
 STARTS = ("ckpt_path", "resume_training")  # what starts this run only
 TARGET = ("cost", "target_sparsity", "target_warmup", "settle_epochs", "dual_lr")
-FOR_GATES = (*TARGET, "keep_gates", "gate_reductions")  # refused, or without meaning, without gates
 KEPT = (
     "model",
     "optimizer",
@@ -69,9 +68,9 @@ def run_settings(
     if cfg.resume_training:
         cfg, overrides = settings_of(checkpoint)
         check_settings(cfg)
-        check_given_twice(cfg, overrides)
+        check_target(cfg, overrides)
         check_devices(cfg.trainer)
-    elif cfg.keep_gates and not is_gated(checkpoint):
+    elif cfg.keep_gates and not any(k.endswith("qz_loga") for k in checkpoint["state_dict"]):
         raise UserError(
             f"keep_gates=true, but ckpt_path={cfg.ckpt_path} has no gates: leave it out, new gates "
             "start as droprate_init says"
@@ -92,12 +91,15 @@ def finetune_settings(
     changed = {
         "ckpt_path": quote(path),
         "without_using_gate": "true",
-        "finetune_epochs": "0",
+        "target_sparsity": "null",
+        **dict.fromkeys(("target_warmup", "settle_epochs", "dual_lr"), "null"),
+        **dict.fromkeys(("keep_gates", "gate_reductions"), "false"),
+        **dict.fromkeys(("lambda_warmup", "finetune_epochs"), "0"),
         "trainer.max_epochs": cfg.finetune_epochs,
     }
     if cfg.finetune_lr is not None:
         changed["optimizer.lr"] = cfg.finetune_lr
-    left_out = {"model", "finetune_lr", *FOR_GATES, *changed}  # the network is as it was cut
+    left_out = {"model", "finetune_lr", *changed}  # the network is as it was cut
     kept = [o for o in overrides if not {o.split("=")[0], o.split(".")[0]} & left_out]
     overrides = [*kept, *(f"{key}={value}" for key, value in changed.items())]
     return compose("train", overrides=overrides), overrides
@@ -145,10 +147,6 @@ def check_compact(checkpoint: dict, cfg: DictConfig, overrides: list[str], class
         )
 
 
-def is_gated(checkpoint: dict) -> bool:
-    return any(key.endswith("qz_loga") for key in checkpoint["state_dict"])
-
-
 def check_resumable(checkpoint: dict, cfg: DictConfig) -> None:
     """Raise UserError unless the checkpoint's run can go on with these settings."""
     if "loops" not in checkpoint:
@@ -156,7 +154,7 @@ def check_resumable(checkpoint: dict, cfg: DictConfig) -> None:
             f"ckpt_path={cfg.ckpt_path} holds a network without the state of a training run: "
             "train it on with resume_training=false"
         )
-    gated = is_gated(checkpoint)
+    gated = any(key.endswith("qz_loga") for key in checkpoint["state_dict"])
     if gated == cfg.without_using_gate:
         raise UserError(
             f"without_using_gate={str(cfg.without_using_gate).lower()}, but the checkpoint was "

@@ -15,7 +15,7 @@ CLOSE_ENOUGH = 0.001  # to a target, about one channel of GoogleNet
 
 @torch.no_grad()
 def reopen(net: nn.Module, groups: Tensor, number: int) -> None:
-    """Raise ln α where fewer than `number` gates of a group are open."""
+    """Raise ln α of the highest `number` gates of each group to `GUARDED` at least."""
     gates = [gate.qz_loga for gate in gate_layers(net).values()]
     qz_loga = torch.cat(gates)
     best = highest(qz_loga, groups, number)

@@ -11,6 +11,7 @@ from sparsereg.checkpoint_file import check_checkpoint_file
 from sparsereg.errors import UserError
 
 COSTS = ("channels", "params", "macs")
+TARGET_WARMUP, SETTLED = 0.4, 0.4  # shares of the run, if target_warmup, settle_epochs are null
 ACTIVATIONS = ("relu", "leakyrelu", "gelu", "tanh")
 SAMPLING = ("per_sample", "per_batch")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
@@ -170,7 +171,6 @@ def check_settings(cfg: DictConfig) -> None:
         )
     check_finetuning(cfg)
     check_gates(cfg)
-    check_target(cfg)
     if cfg.ckpt_path is not None:
         check_checkpoint_file(cfg.ckpt_path)
     elif cfg.resume_training:
@@ -199,51 +199,61 @@ def check_gates(cfg: DictConfig) -> None:
     """Settings of gates need gates."""
     needs_gates = {
         "target_sparsity": cfg.target_sparsity is not None,
+        "lambda_warmup": cfg.lambda_warmup > 0,
         "gate_reductions": cfg.gate_reductions,
         "keep_gates": cfg.keep_gates,
     }
     for key, is_set in needs_gates.items():
         if is_set and cfg.without_using_gate:
-            raise UserError(
-                f"{key}={str(cfg[key]).lower()} needs gates: use without_using_gate=false"
-            )
+            raise UserError(f"{key}={str(cfg[key]).lower()} needs gates: without_using_gate=false")
     if cfg.keep_gates and cfg.ckpt_path is None:
         raise UserError("keep_gates=true needs ckpt_path=…, the checkpoint whose gates to keep")
 
 
-def check_target(cfg: DictConfig) -> None:
-    """Raise UserError for settings of a target without one, or with one that has no time."""
-    if cfg.target_sparsity is None:
-        for key in ("target_warmup", "settle_epochs", "dual_lr"):
-            if cfg[key] is not None:
-                raise UserError(f"{key}={cfg[key]} needs target_sparsity=…")
-        return
-    if cfg.lambda_warmup:
-        raise UserError(
-            f"lambda_warmup={cfg.lambda_warmup} is for a λ set by hand; with target_sparsity="
-            f"{cfg.target_sparsity} use target_warmup"
-        )
-    epochs = cfg.trainer.max_epochs
-    warmup, settle = cfg.target_warmup or 0, cfg.settle_epochs or 0
-    if warmup + settle > epochs:
-        raise UserError(
-            f"target_warmup={cfg.target_warmup} and settle_epochs={cfg.settle_epochs} do not fit "
-            f"into trainer.max_epochs={epochs}"
-        )
-
-
-def check_given_twice(cfg: DictConfig, overrides: list[str]) -> None:
-    """Raise UserError when the command line sets what another of its settings decides."""
+def check_target(cfg: DictConfig, overrides: list[str]) -> None:
+    """Raise UserError for settings that contradict a target, or that need one."""
     given = {override.partition("=")[0]: override for override in overrides}
-    if cfg.target_sparsity is not None and "lambda_l0" in given:
-        raise UserError(
-            f"{given['lambda_l0']} is set by hand, but target_sparsity={cfg.target_sparsity} moves "
-            "λ itself: leave one of them out"
-        )
     if cfg.keep_gates and "droprate_init" in given:
         raise UserError(
             f"{given['droprate_init']} is where new gates start, but keep_gates=true takes the "
             "checkpoint's: leave one of them out"
+        )
+    target = cfg.target_sparsity
+    if target is None:
+        for key in ("target_warmup", "settle_epochs", "dual_lr"):
+            if cfg[key] is not None:
+                raise UserError(f"{key}={cfg[key]} needs target_sparsity=…")
+        return
+    if "lambda_l0" in given:
+        raise UserError(
+            f"{given['lambda_l0']} is set by hand, but target_sparsity={target} moves λ itself: "
+            "leave one of them out"
+        )
+    excluded = {
+        "lambda_warmup": (cfg.lambda_warmup > 0, "is for a λ set by hand; use target_warmup"),
+        "min_open_channels": (cfg.min_open_channels < 1, "lets blocks close altogether"),
+        "round_to": (cfg.round_to > 1, "puts closed channels back, and would miss it"),
+    }
+    for key, (is_set, why) in excluded.items():
+        if is_set:
+            raise UserError(f"{key}={cfg[key]} with target_sparsity={target}: it {why}")
+    check_time_to_settle(cfg)
+
+
+def check_time_to_settle(cfg: DictConfig) -> None:
+    """The target must have risen before the gates settle, and an epoch be validated after that."""
+    epochs, every = cfg.trainer.max_epochs, cfg.trainer.check_val_every_n_epoch
+    settle = SETTLED * epochs if cfg.settle_epochs is None else cfg.settle_epochs
+    if (cfg.target_warmup or 0) + settle > epochs:
+        raise UserError(
+            f"target_warmup={cfg.target_warmup} and the last {settle:g} epochs, in which the gates "
+            f"are settled (settle_epochs), do not fit into trainer.max_epochs={epochs}"
+        )
+    last_validated = epochs // every * every
+    if last_validated < epochs and last_validated <= epochs - settle:
+        raise UserError(
+            f"trainer.check_val_every_n_epoch={every} validates none of the last {settle:g} "
+            "epochs, in which the gates are settled: best.ckpt would not have the target"
         )
 
 

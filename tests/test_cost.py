@@ -173,6 +173,5 @@ def test_highest_sparsity_is_that_of_the_smallest_network(gate_reductions):
     stem = 3 * 64 * 9 + 64 + 128
     blocks = (64 + 1 + 2) + 7 * (1 + 1 + 2)
     smallest = stem + blocks + 10 + 10
-    close = 1e-4 if gate_reductions else 1e-9  # there the cheapest gates are chosen by gradient
-    assert cost.highest_sparsity("params", 1) == pytest.approx(1 - smallest / 260_650, abs=close)
+    assert cost.highest_sparsity("params", 1) == pytest.approx(1 - smallest / 260_650, abs=1e-9)
     assert cost.highest_sparsity("params", 8) < cost.highest_sparsity("params", 1)

@@ -27,7 +27,7 @@ VARIANTS = {
     "multistep": ("scheduler.milestones=[1,3]", "lambda_l0=2.0", "lambda_warmup=3"),
     "target": (  # whose multiplier has risen, and restarted, when the run is killed
         *("scheduler=one_cycle", "target_sparsity=0.4", "cost=params"),
-        *("dual_lr=5.0", "target_warmup=3", "settle_epochs=1"),
+        *("dual_lr=5.0", "target_warmup=2", "settle_epochs=1.5"),
     ),
     "no gates": ("without_using_gate=true", "optimizer=sgd", "trainer.accumulate_grad_batches=2"),
 }
