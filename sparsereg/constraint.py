@@ -25,7 +25,7 @@ class SparsityConstraint(nn.Module):
     cooper-optim, the authors' library, would want to own the optimizers and the training step.
 
     The expected cost is not yet that of the cut network. So in the last epochs of the run the gates
-    are settled: those that the target leaves open are fixed, and the weights adapt (`settle`).
+    are settled: those that the target leaves open are fixed (`selection`), and the weights adapt.
 
     Args:
         target: sparsity in (0, 1).

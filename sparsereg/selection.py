@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from sparsereg.cost import ExpectedCost, highest
 from sparsereg.model.basic_l0_blocks import gate_layers
 
-GUARDED = -1.6  # ln α of a gate that is kept open: P(z ≠ 0) = 1/2
+GUARDED = -1.6  # ln α of a gate that is kept open: P(z ≠ 0) = 1/2 at β = 2/3
 OPEN, CLOSED = 6.0, -10.0  # ln α of settled gates, which draw hardly anything but 1, or 0
 CLOSE_ENOUGH = 0.001  # to a target, about one channel of GoogleNet
 
@@ -42,22 +42,15 @@ def choose_open(
             the highest ln α or, if the target cannot be reached so, the cheapest.
     """
 
-    def without(closed: list[int]) -> Tensor:
-        is_open = torch.ones(cost.num_gates, dtype=torch.bool)
-        is_open[closed] = False
-        return is_open
+    qz_loga = qz_loga.cpu()
+    dearest = highest(qz_loga, cost.bottlenecks.cpu(), min_open)
+    candidates = lowest_first(qz_loga, dearest)
+    if sparsity_without(candidates, cost, name) < target:
+        candidates = lowest_first(qz_loga, cost.cheapest(name, min_open))
 
     def sparsity(closed: list[int]) -> float:
-        return cost.sparsity(without(closed))[name]
+        return sparsity_without(closed, cost, name)
 
-    qz_loga = qz_loga.cpu()
-    order = qz_loga.argsort().tolist()
-    dearest = highest(qz_loga, cost.bottlenecks.cpu(), min_open)
-    for guarded in (dearest, cost.cheapest(name, min_open)):
-        guarded = set(guarded.flatten().tolist())
-        candidates = [gate for gate in order if gate not in guarded]
-        if sparsity(candidates) >= target:
-            break
     by_count = range(len(candidates) + 1)
     first = bisect_right(by_count, target, key=lambda n: sparsity(candidates[:n])) - 1
     closed, too_much = candidates[:first], candidates[: first + 1]
@@ -66,7 +59,23 @@ def choose_open(
             break
         if sparsity([*closed, gate]) <= target:
             closed.append(gate)
-    return without(min(closed, too_much, key=lambda c: abs(sparsity(c) - target)))
+    return all_but(min(closed, too_much, key=lambda c: abs(sparsity(c) - target)), cost.num_gates)
+
+
+def lowest_first(qz_loga: Tensor, guarded: Tensor) -> list[int]:
+    """The gates that may close, by ln α."""
+    guarded = set(guarded.flatten().tolist())
+    return [gate for gate in qz_loga.argsort().tolist() if gate not in guarded]
+
+
+def sparsity_without(closed: list[int], cost: ExpectedCost, name: str) -> float:
+    return cost.sparsity(all_but(closed, cost.num_gates))[name]
+
+
+def all_but(closed: list[int], num_gates: int) -> Tensor:
+    is_open = torch.ones(num_gates, dtype=torch.bool)
+    is_open[closed] = False
+    return is_open
 
 
 @torch.no_grad()

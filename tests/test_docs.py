@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from docs import curves, network, pictures
+from docs import curves, network, pictures, targets
 from sparsereg.model.basic_l0_blocks import (
     deterministic_gate,
     prob_nonzero,
@@ -110,7 +110,7 @@ def test_the_script_draws_the_pictures_of_this_folder(tmp_path):
         assert (tmp_path / name).read_text(encoding="utf-8") == stored
 
 
-@pytest.mark.parametrize("script", [curves, network], ids=["curves", "network"])
+@pytest.mark.parametrize("script", [curves, network, targets], ids=["curves", "network", "targets"])
 def test_results_come_from_the_committed_runs(script, tmp_path, capsys):
     script.main(tmp_path)
     rows = capsys.readouterr().out.splitlines()
