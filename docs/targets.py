@@ -36,7 +36,7 @@ def draw(runs: list[Path]) -> Figure:
             ax.plot([step / epoch for step in at], values, color=color, lw=1.2, label=f"{target}")
         sparsity.plot([(step + 1) / epoch for step in steps], actual, "o", ms=4, color=color)
         sparsity.axhline(target, color=color, lw=0.6, ls=":")
-    sparsity.set(title="sparsity of parameters: expected (line), actual (dots)", ylabel="sparsity")
+    sparsity.set(title="sparsity: expected (line), actual (dots)", ylabel="sparsity of parameters")
     sparsity.set(xlabel="epoch", ylim=(-0.02, 1))
     multiplier.set(title="multiplier λ", ylabel="λ", xlabel="epoch")
     multiplier.legend(frameon=False, title="target")

@@ -12,7 +12,7 @@ from sparsereg.model.basic_l0_blocks import deterministic_gate, gate_layers
 from sparsereg.settings import SETTLED, TARGET_WARMUP
 
 TOLERANCE = 0.01  # by which a sparsity may miss its target
-DUAL_TRAVEL = 2000.0  # default of dual_lr · steps: how far λ would rise in a run without sparsity
+DUAL_TRAVEL = 200.0  # default of dual_lr · (1 - target) · steps: higher targets need a larger λ
 
 
 class SparsityConstraint(nn.Module):
@@ -20,7 +20,7 @@ class SparsityConstraint(nn.Module):
 
         min over weights and gates, max over λ ≥ 0:  cross-entropy + λ · (E[cost] - bound)
 
-    by gradient descent and ascent. λ restarts at 0 whenever the constraint holds (their "dual
+    by gradient descent and ascent. λ restarts at 0 whenever the target is met (their "dual
     restarts"), so it does not go on pressing for what has been overcome. That is two lines here;
     cooper-optim, the authors' library, would want to own the optimizers and the training step.
 
@@ -29,7 +29,7 @@ class SparsityConstraint(nn.Module):
 
     Args:
         target: sparsity in (0, 1).
-        dual_lr: rate of the ascent, per step; None: `DUAL_TRAVEL` / steps of the run.
+        dual_lr: rate of the ascent, per step; None: `DUAL_TRAVEL` / (1 - target) / steps.
         target_warmup: epochs in which the bound falls; None: `TARGET_WARMUP` of the run.
         settle_epochs: epochs with settled gates; None: `SETTLED` of the run.
     """
@@ -58,7 +58,8 @@ class SparsityConstraint(nn.Module):
     def plan(self, epochs: int, steps: int) -> None:
         """Fit the defaults, and what is given in epochs, to the length of the run."""
         warmup, settle = self.target_warmup, self.settle_epochs
-        self.rate = DUAL_TRAVEL / steps if self.dual_lr is None else self.dual_lr
+        fitting = DUAL_TRAVEL / (1 - self.target) / steps
+        self.rate = fitting if self.dual_lr is None else self.dual_lr
         last_step = (steps - 1) / steps
         self.settle_at = min(1 - (SETTLED if settle is None else settle / epochs), last_step)
         self.warmup = min(TARGET_WARMUP, self.settle_at) if warmup is None else warmup / epochs
@@ -67,10 +68,10 @@ class SparsityConstraint(nn.Module):
         """The expected cost that is allowed after this share of the run."""
         return 1 - self.target * (min(1.0, progress / self.warmup) if self.warmup else 1.0)
 
-    def ascend(self, violation: Tensor) -> None:
-        """One step of λ; `violation` is E[cost] - bound."""
-        raised = self.multiplier + self.rate * violation
-        self.multiplier.copy_(torch.where(violation > 0, raised, 0.0))
+    def ascend(self, expected: Tensor, progress: float) -> None:
+        """One step of λ, given E[cost], () each."""
+        raised = (self.multiplier + self.rate * (expected - self.bound(progress))).clamp(min=0)
+        self.multiplier.copy_(torch.where(expected > 1 - self.target, raised, 0.0))
 
 
 def check_reach(

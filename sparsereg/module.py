@@ -138,7 +138,7 @@ class L0Module(pl.LightningModule):
             for gate in gate_layers(self.net).values():
                 gate.qz_loga.grad = None  # so no optimizer moves them, whatever its momentum
         elif self.constraint is not None:
-            self.constraint.ascend(self.expected - self.constraint.bound(self.progress))
+            self.constraint.ascend(self.expected, self.progress)
 
     def on_train_batch_end(self, outputs: dict, batch: Batch, batch_idx: int) -> None:
         if self.gated and self.min_open_channels:

@@ -136,6 +136,14 @@ def test_the_benchmarks_table_is_what_was_printed():
             assert f"| {' | '.join(cells)} |" in table
 
 
+def test_the_expected_costs_are_what_was_printed():
+    table = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    printed = (ROOT / "benchmarks" / "expected_cost.txt").read_text(encoding="utf-8")
+    pattern = r"networks ([\d,]+ ± [\d,]+), expected ([\d,]+) \(([+-][\d.]+) standard"
+    rows = re.findall(pattern, printed)
+    assert len(rows) == 4 and all(f"| {' | '.join(row)} |" in table for row in rows)
+
+
 def test_the_script_draws_the_same_twice(tmp_path):
     for folder in ("first", "second"):
         (tmp_path / folder).mkdir()
