@@ -27,7 +27,7 @@ def draw(runs: list[Path]) -> Figure:
     """Sparsity of parameters, expected (line) and actual (dots), and λ over the epochs."""
     figure = Figure(figsize=(8.4, 3.2), layout="constrained")
     sparsity, multiplier = figure.subplots(1, 2)
-    for run, color in zip(runs, COLORS, strict=False):
+    for run, color in zip(runs, COLORS[1:], strict=False):
         target = config(run).target_sparsity
         steps, actual = read_curve(run, "actual_sparsity/params")
         epoch = (steps[-1] + 1) / len(steps)
@@ -66,16 +66,19 @@ def table_row(run: Path) -> str:
 
 
 def digits_rows(folder: Path) -> list[str]:
-    """For each target what was reached, and the test accuracy, by cost and start."""
+    """For each target what was reached, and the test accuracy, by cost and start; folders of runs
+    with ten epochs end in _ten."""
     found = {}
     for path in folder.glob("*/*.json"):
         result = json.loads(path.read_text(encoding="utf-8"))
+        start, _, ten = path.parent.name.partition("_")
+        row = f"{result['target_sparsity']}{', ten epochs' if ten else ''}"
         cell = f"{result['reached_sparsity']:.4f} ({result['test_acc']:.1%})"
-        found[path.parent.name, result["cost"], result["target_sparsity"]] = cell
+        found.setdefault(row, {})[start, result["cost"]] = cell
     columns = list(product(("trained", "scratch"), ("params", "macs")))
     return [
-        f"| {target} | {' | '.join(found[*column, target] for column in columns)} |"
-        for target in sorted({target for *_, target in found})
+        f"| {row} | {' | '.join(cells.get(column, '') for column in columns)} |"
+        for row, cells in sorted(found.items())
     ]
 
 
