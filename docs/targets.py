@@ -48,10 +48,13 @@ def draw(runs: list[Path]) -> Figure:
 def table_row(run: Path) -> str:
     """What was asked for, and what the network has that was cut."""
     cfg, result = config(run), summary(run)
-    asked = f"λ = {cfg.lambda_l0:g}"
-    if cfg.target_sparsity is not None:
-        asked = f"{cfg.target_sparsity} of {cfg.cost}"
-    start = "scratch" if cfg.ckpt_path is None else "kept gates" if cfg.keep_gates else "trained"
+    target = cfg.get("target_sparsity")
+    asked = f"λ = {cfg.lambda_l0:g}" if target is None else f"{target} of {cfg.cost}"
+    if cfg.without_using_gate:
+        asked = "no gates"
+    start = (
+        "scratch" if cfg.ckpt_path is None else "kept gates" if cfg.get("keep_gates") else "trained"
+    )
     cells = [
         asked,
         start,
