@@ -1,5 +1,6 @@
 """Running train.py and test.py as a user does, in this process or in one of their own."""
 
+import json
 import os
 import runpy
 import signal
@@ -79,6 +80,10 @@ def command(monkeypatch, capfd):
 
 def run_folder(output_dir: Path, version: int = 0) -> Path:
     return output_dir / "lightning_logs" / f"version_{version}"
+
+
+def summary(output_dir: Path, version: int = 0) -> dict:
+    return json.loads((run_folder(output_dir, version) / "summary.json").read_text())
 
 
 def checkpoint_path(output_dir: Path, version: int = 0, name: str = "last.ckpt") -> Path:
