@@ -16,7 +16,7 @@ from sparsereg.settings import check_devices, check_settings
 def main(cfg: DictConfig) -> None:
     if cfg.ckpt_path is None:
         raise UserError("ckpt_path=… is needed, the checkpoint to test")
-    refuse_other_groups("test.py", "ckpt_path", "data", "trainer", "matmul_precision")
+    refuse_other_groups("test.py", "ckpt_path", "data", "trainer", "matmul_precision", "flip_tta")
     check_settings(cfg)
     check_devices(cfg.trainer)
     import torch  # these imports take seconds: only when the settings are right
@@ -35,7 +35,7 @@ def main(cfg: DictConfig) -> None:
     check_classes(checkpoint, data.classes)
 
     net = load(cfg.ckpt_path)
-    module = L0Module(net, len(data.classes), optimizer=None, scheduler=None)
+    module = L0Module(net, len(data.classes), None, None, flip_tta=run_cfg.flip_tta)
     trainer = instantiate(cfg.trainer, _convert_="all")(logger=False, enable_checkpointing=False)
     print_summary(evaluate(trainer, module, data, cfg.ckpt_path))
 

@@ -69,6 +69,8 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     if checkpoint is not None:
         load_weights(net, checkpoint, new_gates=not (cfg.resume_training or cfg.keep_gates))
     record["data"] = data.record()
+    loss = instantiate(cfg.loss)
+    loss.check_classes(data.classes)
     expected_cost = None if cfg.without_using_gate else ExpectedCost(net, data.image_shape)
     constraint, target = None, cfg.target_sparsity
     if target is not None:
@@ -80,6 +82,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
         num_classes=len(data.classes),
         optimizer=instantiate(cfg.optimizer, _convert_="all"),
         scheduler=instantiate(cfg.scheduler, _convert_="all"),
+        loss=loss,
         lambda_l0=cfg.lambda_l0,
         lambda_warmup=cfg.lambda_warmup,
         gate_lr=cfg.gate_lr,
@@ -87,6 +90,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
         cost=cfg.cost,
         constraint=constraint,
         min_open_channels=cfg.min_open_channels,
+        flip_tta=cfg.flip_tta,
         record=record,
     )
 

@@ -203,12 +203,12 @@ def check_fits(state: Mapping, own: Mapping) -> None:
         )
 
 
-def check_classes(checkpoint: dict, classes: list[str]) -> None:
+def check_classes(checkpoint: dict, classes: list[str], key: str = "the checkpoint") -> None:
     """Raise UserError unless the data have the classes that the checkpoint was trained on."""
     trained = checkpoint["sparsereg"]["data"]["classes"]
     if trained != list(classes):
         raise UserError(
-            f"the data have the classes {shorten(classes)}, but the checkpoint was trained on "
+            f"the data have the classes {shorten(classes)}, but {key} was trained on "
             f"{shorten(trained)}: choose its data with data=… and data.root=…"
         )
 

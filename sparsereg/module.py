@@ -11,6 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from sparsereg.constraint import SparsityConstraint
 from sparsereg.cost import ExpectedCost
 from sparsereg.errors import UserError
+from sparsereg.loss import ClassificationLoss
 from sparsereg.model.basic_l0_blocks import gate_layers, prob_nonzero
 from sparsereg.selection import choose_open, polarise, reopen
 
@@ -28,6 +29,7 @@ class L0Module(pl.LightningModule):
         num_classes: classes of the accuracy.
         optimizer: called with the parameter groups.
         scheduler: called with the optimizer and the number of steps of the run, see `schedules`.
+        loss: called with images, logits and labels; None: cross-entropy.
         lambda_l0: weight λ of the expected cost, where there is no constraint.
         lambda_warmup: epochs over which λ rises from 0.
         gate_lr: learning rate of the gates; None: that of the weights or, with a constraint, the
@@ -36,6 +38,7 @@ class L0Module(pl.LightningModule):
         cost: which of the expected costs is weighted, or constrained.
         constraint: moves λ instead of `lambda_l0`.
         min_open_channels: so many gates stay open in every bottleneck of `expected_cost`.
+        flip_tta: evaluate the mean of the logits of each image and its mirror image.
         record: plain data that lets a checkpoint be used without its command line.
 
     Raises:
@@ -48,6 +51,7 @@ class L0Module(pl.LightningModule):
         num_classes: int,
         optimizer: Callable,
         scheduler: Callable,
+        loss: ClassificationLoss | None = None,
         lambda_l0: float = 0.5,
         lambda_warmup: float = 0,
         gate_lr: float | None = None,
@@ -55,6 +59,7 @@ class L0Module(pl.LightningModule):
         cost: str = "channels",
         constraint: SparsityConstraint | None = None,
         min_open_channels: int = 1,
+        flip_tta: bool = False,
         record: dict | None = None,
     ):
         super().__init__()
@@ -62,6 +67,7 @@ class L0Module(pl.LightningModule):
         self.gated = bool(gate_layers(net))
         self.optimizer = optimizer
         self.scheduler = scheduler
+        self.loss = loss or ClassificationLoss()
         self.lambda_l0 = lambda_l0
         self.lambda_warmup = lambda_warmup
         self.gate_lr = gate_lr
@@ -74,6 +80,7 @@ class L0Module(pl.LightningModule):
                 f"min_open_channels={min_open_channels} must be at most {expected_cost.narrowest}, "
                 "the gates of the narrowest place"
             )
+        self.flip_tta = flip_tta
         self.record = record
         self.train_acc = MulticlassAccuracy(num_classes, average="micro")
         self.val_acc = MulticlassAccuracy(num_classes, average="micro")
@@ -86,7 +93,7 @@ class L0Module(pl.LightningModule):
         images, labels = batch
         qz_loga = self.net.qz_loga() if self.gated else None
         logits = self.net(images, qz_loga) if self.gated else self.net(images)
-        ce = F.cross_entropy(logits, labels)
+        ce = self.loss(images, logits, labels)
         loss = ce
         if self.gated:
             expected = self.expected_cost(self.prob_open(qz_loga))
@@ -153,6 +160,8 @@ class L0Module(pl.LightningModule):
     def evaluation_step(self, batch: Batch, split: str, accuracy: MulticlassAccuracy) -> None:
         images, labels = batch
         logits = self.net(images)
+        if self.flip_tta:
+            logits = (logits + self.net(images.flip(-1))) / 2
         accuracy.update(logits, labels)
         loss = F.cross_entropy(logits, labels)
         self.log(f"{split}_loss", loss, batch_size=len(labels), sync_dist=True)

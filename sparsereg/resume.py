@@ -108,12 +108,13 @@ def finetune_settings(
 def to_replay(override: str, plain: dict) -> str:
     """An override that means the same in any working directory, given what it has set."""
     key = override.split("=")[0]
-    if key not in ("data.root", "data.cache_dir"):
+    if key not in ("data.root", "data.cache_dir", "loss.teacher"):
         return override
-    folder = plain["data"][key.removeprefix("data.")]
-    if folder is None:
+    group, name = key.split(".")
+    path = plain[group][name]
+    if path is None:
         return override
-    return f"{key}={quote(Path(folder).expanduser().absolute())}"
+    return f"{key}={quote(Path(path).expanduser().absolute())}"
 
 
 def quote(path: Path) -> str:

@@ -99,6 +99,7 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {  # key: check, what is 
     "finetune_lr": POSITIVE_OR_NULL,
     "round_to": COUNT,
     "seed": SEED,
+    "flip_tta": BOOL,
     "output_dir": TEXT,
     "matmul_precision": (OneOf(("highest", "high", "medium")), "highest, high or medium"),
     "model.act_fn_name": (OneOf(ACTIVATIONS), "one of " + ", ".join(ACTIVATIONS)),
@@ -116,6 +117,12 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {  # key: check, what is 
     "data.eval_batch_size": COUNT,
     "data.seed": SEED,
     "data.flip": BOOL,
+    "data.crop_padding": COUNT_OR_0,
+    "data.cutout": COUNT_OR_0,
+    "loss.label_smoothing": (lambda v: is_number(v) and 0 <= v < 1, "from 0 to below 1"),
+    "loss.teacher": TEXT_OR_NULL,
+    "loss.teacher_weight": (lambda v: is_number(v) and 0 < v <= 1, "above 0 and at most 1"),
+    "loss.teacher_temperature": POSITIVE,
     "optimizer.lr": POSITIVE,
     "optimizer.weight_decay": NOT_NEGATIVE,
     "optimizer.betas": (
@@ -153,6 +160,7 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {  # key: check, what is 
     "callbacks.checkpoints": GROUP_NEEDED,
     "callbacks.finite_weights": GROUP_NEEDED,
     "callbacks.epoch_seed": GROUP_NEEDED,
+    "callbacks.average_weights.decay": INSIDE_0_1,
 }
 
 
@@ -171,6 +179,8 @@ def check_settings(cfg: DictConfig) -> None:
         )
     check_finetuning(cfg)
     check_gates(cfg)
+    if cfg.loss.teacher is not None:
+        check_checkpoint_file(cfg.loss.teacher, "loss.teacher")
     if cfg.ckpt_path is not None:
         check_checkpoint_file(cfg.ckpt_path)
     elif cfg.resume_training:

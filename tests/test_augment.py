@@ -5,7 +5,15 @@ import torch
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as TF
 
-from sparsereg.data.augment import augment, normalize, random_boxes, resized_crop, to_float
+from sparsereg.data.augment import (
+    augment,
+    cutout,
+    normalize,
+    padded_crop,
+    random_boxes,
+    resized_crop,
+    to_float,
+)
 
 SHAPES = [(32, 32), (16, 16), (24, 40)]
 
@@ -140,3 +148,39 @@ def test_normalize_agrees_with_torchvision():
     out = normalize(images, torch.tensor(mean), torch.tensor(std))
     torch.testing.assert_close(out, TF.normalize(images, mean, std))
     assert out.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("height, width", SHAPES)
+def test_padded_crop_is_torchvisions(height, width):
+    n, padding = 100, 4
+    images = random_images(n, height, width)
+    top, left = torch.randint(-padding, padding + 1, (2, n))
+    ours = padded_crop(images, top, left)
+    for i in range(n):
+        padded = TF.pad(images[i], [padding] * 4, padding_mode="reflect")
+        y, x = int(top[i]) + padding, int(left[i]) + padding
+        assert torch.equal(ours[i], TF.crop(padded, y, x, height, width))
+
+
+def test_every_place_of_a_padded_crop_is_as_likely():
+    torch.manual_seed(0)
+    image = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(20_000, 3, 16, 16)
+    out = augment(image, flip=False, crop_scale=None, crop_padding=2)
+    middle = (out[:, 0, 8, 8] * 255).round().long()  # tells where the crop began
+    places = {8 * 16 + 8 + 16 * y + x for y in range(-2, 3) for x in range(-2, 3)}
+    counts = middle.bincount(minlength=256)
+    assert set(counts.nonzero().flatten().tolist()) == places
+    expected, sd = 20_000 / 25, (20_000 * 1 / 25 * 24 / 25) ** 0.5
+    assert (counts[sorted(places)] - expected).abs().max() < 5 * sd
+
+
+def test_cutout_covers_a_square_around_a_uniform_centre():
+    torch.manual_seed(0)
+    images = cutout(torch.ones(4000, 3, 16, 12), 4)
+    hidden = images == 0
+    assert torch.equal(hidden[:, 0], hidden[:, 1]) and torch.equal(hidden[:, 0], hidden[:, 2])
+    rows, columns = hidden[:, 0].any(2).sum(1), hidden[:, 0].any(1).sum(1)
+    assert torch.equal(hidden[:, 0].sum((1, 2)), rows * columns)  # a rectangle
+    assert rows.max() == 4 == columns.max() and min(rows.min(), columns.min()) == 2
+    share = hidden[:, 0].float().mean(0)  # over the images
+    assert share[8, 6].item() == pytest.approx(16 / (16 * 12), abs=0.02)

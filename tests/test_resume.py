@@ -29,8 +29,15 @@ VARIANTS = {
         *("scheduler=one_cycle", "target_sparsity=0.4", "cost=params"),
         *("dual_lr=5.0", "target_warmup=2", "settle_epochs=1.5"),
     ),
-    "no gates": ("without_using_gate=true", "optimizer=sgd", "trainer.accumulate_grad_batches=2"),
+    "modern": (  # averages its weights
+        *("without_using_gate=true", "recipe=modern", "optimizer.lr=0.01"),
+        "trainer.accumulate_grad_batches=2",
+    ),
 }
+
+
+STATES = ("state_dict", "optimizer_states", "lr_schedulers", "callbacks", "loops")
+AVERAGED = ("current_model_state", "averaging_state")
 
 
 def stop_after(epoch: int, signum: int, *arguments: str) -> tuple[int, str]:
@@ -95,8 +102,9 @@ def test_killed_and_resumed_is_bit_identical(uninterrupted, tmp_path):
 
     whole = read_checkpoint(checkpoint_path(folder))
     resumed = read_checkpoint(checkpoint_path(tmp_path, 1))
-    for key in ("state_dict", "optimizer_states", "lr_schedulers", "callbacks", "loops"):
-        assert_same(whole[key], resumed[key], key)
+    assert all((key in whole) == ("recipe=modern" in arguments) for key in AVERAGED)
+    for key in (*STATES, *AVERAGED):
+        assert_same(whole.get(key), resumed.get(key), key)
     expected = metrics(run_folder(folder))
     parts = metrics(run_folder(tmp_path)) | metrics(run_folder(tmp_path, 1))
     assert len(expected) > 30
@@ -123,7 +131,7 @@ def test_killed_again_in_the_last_epoch(uninterrupted, tmp_path):
     assert result.code == 0, result.err
     whole = read_checkpoint(checkpoint_path(folder))
     resumed = read_checkpoint(checkpoint_path(tmp_path, 2))
-    for key in ("state_dict", "optimizer_states", "lr_schedulers", "callbacks", "loops"):
+    for key in STATES:
         assert_same(whole[key], resumed[key], key)
 
 

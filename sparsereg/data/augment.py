@@ -33,14 +33,17 @@ def augment(
     flip: bool = True,
     crop_scale: tuple[float, float] | None = (0.8, 1.0),
     crop_ratio: tuple[float, float] = (0.9, 1.1),
+    crop_padding: int = 0,
 ) -> Tensor:
-    """Random crops, stretched to full size, and random horizontal flips.
+    """Random horizontal flips, and crops: stretched to full size, or out of a padded image.
 
     Args:
         images: uint8 (N, C, H, W).
         flip: mirror each image with probability one half.
         crop_scale: lowest and highest share of the image's area in a crop; None: no crops.
         crop_ratio: lowest and highest width / height of a crop.
+        crop_padding: where there are no other crops, crop each image out of itself, padded by so
+            many of its mirrored pixels on each side.
 
     Returns:
         float32 (N, C, H, W) in [0, 1].
@@ -50,6 +53,9 @@ def augment(
     if crop_scale is not None:
         boxes = random_boxes(n, height, width, crop_scale, crop_ratio, images.device)
         return resized_crop(images, boxes, flipped)
+    if crop_padding:
+        drawn = torch.randint(2 * crop_padding + 1, (2, n), device=images.device)
+        images = padded_crop(images, *(drawn - crop_padding))
     return to_float(torch.where(flipped.view(-1, 1, 1, 1), images.flip(-1), images))
 
 
@@ -103,6 +109,42 @@ def resized_crop(images: Tensor, boxes: Tensor, flipped: Tensor) -> Tensor:
     columns = torch.where(flipped.view(-1, 1, 1), columns.flip(1), columns)
     stretched = to_float(images).flatten(1, 2) @ columns.mT  # (N, C * H, W)
     return rows.unsqueeze(1) @ stretched.view(images.shape)
+
+
+def padded_crop(images: Tensor, top: Tensor, left: Tensor) -> Tensor:
+    """Crops of the images' own size that begin at (`top`, `left`) of each image, (N,) each; pixels
+    outside are those mirrored at the edge, as with torchvision's `padding_mode="reflect"`."""
+    row = _mirrored(images.shape[2], top)  # (N, H)
+    column = _mirrored(images.shape[3], left)  # (N, W)
+    image = torch.arange(len(images), device=images.device).view(-1, 1, 1)
+    moved = images.permute(0, 2, 3, 1)[image, row.unsqueeze(2), column.unsqueeze(1)]  # (N, H, W, C)
+    return moved.permute(0, 3, 1, 2)
+
+
+def cutout(images: Tensor, size: int) -> Tensor:
+    """Sets a square of each image to 0, the mean of normalised images, in place.
+
+    Cutout of DeVries and Taylor 2017 (arXiv 1708.04552): the centre is uniform in the image, so
+    that the square may reach over an edge.
+
+    Args:
+        images: float (N, C, H, W), normalised.
+        size: of the square, in pixels.
+    """
+
+    def covered(pixels: int) -> Tensor:
+        start = torch.randint(pixels, (len(images), 1), device=images.device) - size // 2
+        offset = torch.arange(pixels, device=images.device) - start  # (N, pixels)
+        return (offset >= 0) & (offset < size)
+
+    rows, columns = covered(images.shape[2]), covered(images.shape[3])
+    return images.masked_fill_((rows.unsqueeze(2) & columns.unsqueeze(1)).unsqueeze(1), 0)
+
+
+def _mirrored(size: int, start: Tensor) -> Tensor:
+    """Which pixels of a row are those from `start` on, (N, size)."""
+    place = (torch.arange(size, device=start.device) + start.unsqueeze(1)).abs()
+    return torch.minimum(place, 2 * (size - 1) - place)
 
 
 def _central_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, int]:

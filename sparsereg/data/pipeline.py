@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from sparsereg.data.augment import augment, normalize, to_float
+from sparsereg.data.augment import augment, cutout, normalize, to_float
 from sparsereg.data.batch_indices import BatchIndices
 from sparsereg.errors import UserError
 
@@ -67,6 +67,8 @@ class ImageData(pl.LightningDataModule):
         flip: mirror training images with probability one half.
         crop_scale: lowest and highest share of the area in a random crop; None: no crops.
         crop_ratio: lowest and highest width / height of a random crop.
+        crop_padding: where crop_scale is None, crop out of the image padded by so many pixels.
+        cutout: size of a square that is cut out of each training image, in pixels; 0: none.
 
     Raises:
         UserError: for a value out of range; in `setup` for a batch larger than the data set.
@@ -80,6 +82,8 @@ class ImageData(pl.LightningDataModule):
         flip: bool = True,
         crop_scale: Sequence[float] | None = (0.8, 1.0),
         crop_ratio: Sequence[float] = (0.9, 1.1),
+        crop_padding: int = 0,
+        cutout: int = 0,
     ) -> None:
         super().__init__()
         for key, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
@@ -92,6 +96,11 @@ class ImageData(pl.LightningDataModule):
         require(_is_range(crop_ratio, float("inf")), "crop_ratio", crop_ratio, wanted)
         self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
         self.flip, self.crop_scale, self.crop_ratio = flip, crop_scale, tuple(crop_ratio)
+        for key, value in (("crop_padding", crop_padding), ("cutout", cutout)):
+            require(value == 0 or _is_count(value), key, value, "a whole number of at least 0")
+        alone = crop_scale is None or not crop_padding
+        require(alone, "crop_padding", crop_padding, "0, or set data.crop_scale=null")
+        self.crop_padding, self.cutout = crop_padding, cutout
         self.splits: Splits | None = None
 
     def read_splits(self) -> Splits:
@@ -109,6 +118,9 @@ class ImageData(pl.LightningDataModule):
                 f"data.batch_size={self.batch_size} is larger than the training set of {images} "
                 f"images{on_devices}; choose {images // ranks} or less"
             )
+        smallest = min(self.image_shape[1:])
+        wanted = f"smaller than the images' {smallest} pixels"
+        require(self.crop_padding < smallest, "crop_padding", self.crop_padding, wanted)
         fewest = min(len(self.splits.val.labels), len(self.splits.test.labels))
         if ranks > fewest:
             raise UserError(f"trainer.devices={ranks}: there are only {fewest} images to evaluate")
@@ -146,13 +158,18 @@ class ImageData(pl.LightningDataModule):
         self, batch: Sequence[Tensor], dataloader_idx: int = 0
     ) -> tuple[Tensor, Tensor]:
         images, labels = batch
-        if self.trainer is not None and self.trainer.training:
-            images = augment(images, self.flip, self.crop_scale, self.crop_ratio)
+        training = self.trainer is not None and self.trainer.training
+        if training:
+            crops = self.crop_scale, self.crop_ratio, self.crop_padding
+            images = augment(images, self.flip, *crops)
         else:
             images = to_float(images)
         mean = _constant(self.splits.mean, images.device)
         std = _constant(self.splits.std, images.device)
-        return normalize(images, mean, std), labels
+        images = normalize(images, mean, std)
+        if training and self.cutout:
+            images = cutout(images, self.cutout)
+        return images, labels
 
     def _ranks(self) -> tuple[int, int]:
         if self.trainer is None:

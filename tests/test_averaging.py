@@ -1,0 +1,77 @@
+"""The average of the weights against one computed by hand, and what it leaves alone."""
+
+import pytorch_lightning as pl
+import torch
+from conftest import SHORT, checkpoint_path, summary
+
+from sparsereg.averaging import AverageWeights
+from sparsereg.checkpoint import read_checkpoint
+from sparsereg.cost import ExpectedCost
+from sparsereg.data import Digits
+from sparsereg.model.googlenet import GoogleNet
+from sparsereg.module import L0Module
+
+STEPS, DECAY = 14, 0.5
+WEIGHT, GATE = "net.blocks.block3.branches.1x1.0.weight", "net.blocks.block3.gates.1x1.qz_loga"
+
+
+class Watch(pl.Callback):
+    """Keeps two tensors of each step, and of the network that is validated."""
+
+    def __init__(self):
+        self.steps, self.validated = [], None
+
+    def on_train_batch_end(self, trainer, pl_module, *batch):
+        state = pl_module.state_dict()
+        self.steps.append({key: state[key].clone() for key in (WEIGHT, GATE)})
+
+    def on_validation_batch_start(self, trainer, pl_module, *batch):
+        state = pl_module.state_dict()
+        self.validated = {key: state[key].clone() for key in (WEIGHT, GATE)}
+
+
+def test_the_average(tmp_path):
+    torch.manual_seed(0)
+    net = GoogleNet(droprate_init=0.05)
+    module = L0Module(
+        net,
+        10,
+        lambda groups: torch.optim.Adam(groups, lr=0.01),
+        lambda optimizer, steps: torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0),
+        expected_cost=ExpectedCost(net, (3, 16, 16)),
+    )
+    watch, average = Watch(), AverageWeights(DECAY)
+    trainer = pl.Trainer(
+        max_epochs=1,
+        limit_train_batches=STEPS,
+        limit_val_batches=1,
+        num_sanity_val_steps=0,
+        callbacks=[watch, average],
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(module, Digits(batch_size=8))
+    expected = watch.steps[0][WEIGHT].double()  # the first average is the first step
+    for number, step in enumerate(watch.steps[1:], start=2):
+        decay = min(DECAY, (1 + number) / (10 + number))
+        expected = decay * expected + (1 - decay) * step[WEIGHT].double()
+    torch.testing.assert_close(watch.validated[WEIGHT].double(), expected, rtol=1e-5, atol=1e-7)
+    assert not torch.allclose(watch.validated[WEIGHT], watch.steps[-1][WEIGHT])
+    assert torch.equal(watch.validated[GATE], watch.steps[-1][GATE])
+
+
+def test_a_target_is_met_by_the_saved_average(command, tmp_path):
+    """Settled gates are those of the cut network at once, though weights lag behind."""
+    target = ("target_sparsity=0.4", "droprate_init=0.05", "trainer.max_epochs=3")
+    settings = ("callbacks=averaged", "callbacks.average_weights.decay=0.99", "gate_lr=0.2")
+    result = command("train.py", *SHORT, *target, *settings, f"output_dir={tmp_path}")
+    assert result.code == 0, result.err
+    assert abs(summary(tmp_path)["reached_sparsity"] - 0.4) <= 0.01
+    best = read_checkpoint(checkpoint_path(tmp_path, name="best.ckpt"))
+    live, saved = best["current_model_state"], best["state_dict"]
+    assert all(torch.equal(saved[key], live[key]) for key in saved if key.endswith("qz_loga"))
+    assert not torch.equal(saved[WEIGHT], live[WEIGHT])
