@@ -22,7 +22,7 @@ def test_every_option_composes(option):
     cfg = composed(option, *root)
     check_settings(cfg)
     assert OmegaConf.to_container(cfg, resolve=True)
-    for group in ("model", "optimizer", "scheduler"):
+    for group in ("model", "optimizer", "scheduler", "loss"):
         instantiate(cfg[group])
 
 
@@ -42,7 +42,11 @@ def test_defaults_of_the_contract():
 
 @pytest.mark.parametrize(
     "experiment, milestones, gamma",
-    [("scratch_l0", [100, 150], 0.1), ("finetune_l0", [10, 60, 100, 130, 160], 0.5)],
+    [
+        ("no_l0", [100, 150], 0.1),
+        ("scratch_l0", [100, 150], 0.1),
+        ("finetune_l0", [10, 60, 100, 130, 160], 0.5),
+    ],
 )
 def test_published_recipes(experiment, milestones, gamma):
     cfg = composed(f"experiment={experiment}", "lambda_l0=10")
@@ -59,3 +63,12 @@ def test_gpu_trainer():
     cfg = composed("trainer=gpu")
     assert cfg.trainer.accelerator == "gpu" and cfg.trainer.precision == "bf16-mixed"
     assert cfg.matmul_precision == "high" and cfg.trainer.max_epochs == 180
+
+
+@pytest.mark.parametrize("recipe, optimizer", [("modern", "SGD"), ("modern_gates", "AdamW")])
+def test_a_recipe_replaces_what_the_experiment_chose(recipe, optimizer):
+    cfg = composed("experiment=finetune_l0", f"recipe={recipe}", "optimizer.lr=0.3")
+    assert cfg.optimizer._target_.endswith(optimizer) and cfg.optimizer.lr == 0.3
+    assert "one_cycle" in cfg.scheduler._target_ and "milestones" not in cfg.scheduler
+    assert cfg.data.crop_scale is None and cfg.data.crop_padding == 4
+    assert cfg.droprate_init == 0.05, "the experiment's own choices stay"
