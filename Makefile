@@ -1,10 +1,13 @@
 # Everything runs in .venv, made from Python 3.11 or newer and pip alone.
 PYTHON ?= python3
+SEEDS ?= 1 2 3
+JOBS ?= 1
+SETTINGS ?=
 RUN := .venv/bin/python
 COMPILE := $(RUN) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--upgrade --no-header --no-emit-index-url --no-emit-find-links
 
-.PHONY: help demo test setup lint format lock
+.PHONY: help demo test table setup lint format lock
 .DEFAULT_GOAL := help
 
 help: ## Show the targets
@@ -15,6 +18,9 @@ demo: .venv/.installed ## Train a sparse GoogleNet on handwritten digits (about 
 
 test: .venv/.installed-dev ## Run all tests
 	$(RUN) -m pytest
+
+table: .venv/.installed ## Train every row of docs/results.md, hours on a GPU (SEEDS="1 2 3" JOBS=8 SETTINGS="trainer=gpu")
+	$(RUN) -m docs.table published modern ablation --seeds $(SEEDS) --jobs $(JOBS) -- $(SETTINGS)
 
 setup: .venv/.installed ## Make .venv with the tested versions
 

@@ -43,9 +43,9 @@ def trained(tmp_path, monkeypatch) -> dict[str, list[str]]:
 @pytest.mark.parametrize("schedule", table.SCHEDULES)
 def test_every_row_is_a_run(trained, schedule):
     arguments = ["published", "modern", "ablation", "--seeds", "1", "--jobs", "3"]
-    settings = ["--schedule", schedule, "--", "data=digits"]
+    settings = ["--schedule", schedule, "--sparsities", "0.39", "--", "data=digits"]
     assert table.main([*arguments, *settings]) == 1  # because of λ = 30
-    assert len(trained) == (8 + 1 + 2 * len(table.SPARSITIES) + len(table.VARIANTS))
+    assert len(trained) == (8 + 1 + 2 + len(table.VARIANTS))
     with initialize_config_dir(str(CONFIG), version_base="1.3"):
         for folder, overrides in trained.items():
             cfg = compose("train", overrides=overrides)
