@@ -23,33 +23,33 @@ WIDTH = 160  # columns, where the output is no terminal
 
 
 def main(cfg: DictConfig) -> None:
+    check(cfg)
     if cfg.results is not None:
-        from sparsereg.results_page import write_results  # with matplotlib, which takes a second
+        from sparsereg.results_page import write_results  # matplotlib takes half a second
 
         for path in write_results(Path(cfg.results)):
             print(f"wrote {path}")
         return
-    if not isinstance(cfg.pictures, int) or cfg.pictures < 0:
-        raise UserError(f"pictures={cfg.pictures} must be a whole number of at least 0")
-    runs = find_runs(roots(cfg))
+    runs = find_runs([cfg.runs] if isinstance(cfg.runs, str) else list(cfg.runs))
     rows = group_seeds(runs)
     print_report(runs, rows)
-
-    from sparsereg.run_page import page
-
-    out = Path(cfg.out)
-    out.mkdir(parents=True, exist_ok=True)
-    write_records(runs, out / "report.csv")
-    (out / "report.md").write_text(markdown(table(rows)) + "\n", encoding="utf-8")
-    (out / "report.html").write_text(page(runs, rows, cfg.pictures), encoding="utf-8")
-    print(f"wrote {out}: report.html, report.md, report.csv")
+    try:
+        write_report(Path(cfg.out), runs, rows, cfg.pictures)
+    except OSError as error:
+        reason = f"{error.strerror}: {error.filename}"
+        raise UserError(f"out={cfg.out} cannot be written ({reason})") from None
 
 
-def roots(cfg: DictConfig) -> list[str]:
-    given = [cfg.runs] if isinstance(cfg.runs, str) else cfg.runs
-    if not OmegaConf.is_list(given) and not isinstance(given, list):
-        raise UserError(f"runs={given} must be a folder, or several: runs=[a,b]")
-    return [str(root) for root in given]
+def check(cfg: DictConfig) -> None:
+    roots = cfg.runs if OmegaConf.is_list(cfg.runs) else [cfg.runs]
+    if not roots or not all(isinstance(root, str) and root for root in roots):
+        raise UserError(f"runs={cfg.runs} must be a folder, or several: runs=[a,b]")
+    if not isinstance(cfg.out, str) or not cfg.out:
+        raise UserError(f"out={cfg.out} must be a folder")
+    if not isinstance(cfg.results, str | None):
+        raise UserError(f"results={cfg.results} must be a folder, like docs/results")
+    if not isinstance(cfg.pictures, int) or isinstance(cfg.pictures, bool) or cfg.pictures < 0:
+        raise UserError(f"pictures={cfg.pictures} must be a whole number of at least 0")
 
 
 def print_report(runs: list[Run], rows: list[Row]) -> None:
@@ -62,6 +62,16 @@ def print_report(runs: list[Run], rows: list[Row]) -> None:
     for run in runs:
         if run.why:
             print(f"{run.name} ({run.status}): {run.why}")
+
+
+def write_report(out: Path, runs: list[Run], rows: list[Row], pictures: int) -> None:
+    from sparsereg.run_page import page
+
+    out.mkdir(parents=True, exist_ok=True)
+    write_records(runs, out / "report.csv")
+    (out / "report.md").write_text(markdown(table(rows)) + "\n", encoding="utf-8")
+    (out / "report.html").write_text(page(runs, rows, pictures), encoding="utf-8")
+    print(f"wrote {out}: report.html, report.md, report.csv")
 
 
 if __name__ == "__main__":

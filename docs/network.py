@@ -1,4 +1,5 @@
-"""Draws docs/network.svg, the open channels of the network that REPORT is about, and prints the README's table of it: `python docs/network.py`."""
+"""Draws docs/network.svg, the open channels of the network that REPORT is about, and prints the
+README's table of it: `python docs/network.py`."""
 
 import json
 from pathlib import Path

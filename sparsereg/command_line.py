@@ -1,4 +1,4 @@
-"""How train.py, test.py and the others start and stop: one line for a user's mistake, a traceback for a bug."""
+"""How the commands start and stop: one line for a user's mistake, a traceback for a bug."""
 
 import difflib
 import errno

@@ -50,8 +50,13 @@ def write_results(folder: Path) -> list[Path]:
 def read_sections(folder: Path, order: list[str]) -> dict[str, list[Row]]:
     """The rows of each record, by the name of its file."""
     names = sorted(path.stem for path in folder.glob("*.csv") if path.stem not in order)
-    found = {name: read_records(folder / f"{name}.csv") for name in [*order, *names]}
-    return {name: group_seeds(runs) for name, runs in found.items() if runs}
+    found = {}
+    for name in [*order, *names]:
+        try:
+            found[name] = group_seeds(read_records(folder / f"{name}.csv"))
+        except ValueError as error:
+            raise ValueError(f"{name}.csv: {error}") from None
+    return {name: rows for name, rows in found.items() if rows}
 
 
 def results_page(

@@ -22,7 +22,8 @@ HEAD = """<!DOCTYPE html>
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 90rem; margin: 1rem auto; padding: 0 1rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.3rem 0.6rem; border-bottom: 1px solid #8886; text-align: left; white-space: nowrap; }
+th, td { padding: 0.3rem 0.6rem; border-bottom: 1px solid #8886; }
+th, td { text-align: left; white-space: nowrap; }
 .pictures { display: flex; flex-wrap: wrap; gap: 1rem; }
 figure { margin: 0; flex: 0 1 auto; }
 img { width: 100%; height: auto; background: white; border-radius: 4px; }
@@ -82,12 +83,13 @@ def pictures_of_runs(runs: list[Run], limit: int, keys: list[str]) -> tuple[list
     gated = [run for run in runs if run.folder and run.open_channels]
     parts, problems = [], []
     for run in gated[:limit]:
-        parts += [f"<h3>{escape(run.name)}</h3>"]
-        parts += [f'<p class="note">{escape(settings_text(run.settings, keys))}</p>']
         try:
-            parts.append(side_by_side(run_pictures(run)))
+            pictures = side_by_side(run_pictures(run))
         except (OSError, ValueError, LookupError) as error:
             problems.append(f"{run.name}: no pictures: {error}")
+            continue
+        note = escape(settings_text(run.settings, keys))
+        parts += [f"<h3>{escape(run.name)}</h3>", f'<p class="note">{note}</p>', pictures]
     if parts:
         shown = f"the first {limit} of {len(gated)}" if limit < len(gated) else f"all {len(gated)}"
         parts.insert(0, f"<h2>Runs with gates, {shown}</h2>")
@@ -103,7 +105,7 @@ def html_figure(figure: Figure, caption: str) -> str:
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=144)
     image = base64.b64encode(content.getvalue()).decode()
-    width = f"{figure.get_figwidth() * 6}rem"
+    width = f"{figure.get_figwidth() * 5.4}rem"
     return (
         f'<figure style="flex-basis: {width}">'
         f'<img alt="{escape(caption)}" src="data:image/png;base64,{image}">'

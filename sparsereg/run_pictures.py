@@ -138,7 +138,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     """The rows of a file.
 
     Raises:
-        ValueError: a row has fewer cells than the first line.
+        ValueError: there are none, or one has fewer cells than the first line.
     """
     with open(path, encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file)
@@ -147,4 +147,6 @@ def read_csv(path: Path) -> list[dict[str, str]]:
             if None in row.values():
                 raise ValueError(f"{path.name}: line {rows.line_num} is cut off")
             found.append(row)
+    if not found:
+        raise ValueError(f"{path.name} has no rows")
     return found

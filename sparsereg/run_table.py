@@ -4,10 +4,12 @@ Runs whose settings are equal but for `seed` make one row, mean ± standard devi
 """
 
 import json
+import re
 import statistics
 from collections.abc import Iterable
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from sparsereg.run_records import Run
@@ -18,12 +20,12 @@ FIRST = (  # settings in this order, then the others by name
 )
 PERCENT, SHARE, COUNT, TIME = (100, ".2f"), (1, ".4f"), (1, ",.0f"), (1, ".2f")
 RESULT_COLUMNS = {  # result: heading, (factor, format)
-    "val_acc": ("validation, %", PERCENT),
+    "val_acc": ("val, %", PERCENT),
     "test_acc": ("test, %", PERCENT),
     "L_C0": ("L_C0", SHARE),
     "sparsity": ("sparsity", SHARE),
-    "params": ("parameters", COUNT),
-    "macs": ("multiply-adds", COUNT),
+    "params": ("params", COUNT),
+    "macs": ("MACs", COUNT),
     "ms_batch_1": ("ms, batch 1", TIME),
     "ms_batch_128": ("ms, batch 128", TIME),
 }
@@ -44,7 +46,7 @@ class Row:
         return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
     def seeds(self) -> str:
-        seeds = sorted(run.settings.get("seed", 0) for run in self.runs)
+        seeds = sorted((run.settings.get("seed", "?") for run in self.runs), key=str)
         return f"{len(seeds)} ({', '.join(map(str, seeds))})"
 
     def checkpoint(self) -> str:
@@ -111,7 +113,7 @@ def markdown(cells: list[list[str]]) -> str:
 
 
 def settings_text(settings: dict[str, Any], keys: list[str]) -> str:
-    """As they are typed: lambda_l0=20 droprate_init=0.05."""
+    """In one line: lambda_l0=20  droprate_init=0.05."""
     texts = {key: setting_text(settings.get(key)) for key in keys}
     return "  ".join(f"{key}={text}" for key, text in texts.items() if text)
 
@@ -120,9 +122,13 @@ def rich_table(rows: list[Row]) -> Table:
     """For the terminal: numbered rows, all settings in one column, and no checkpoints."""
     keys = differing_settings(rows)
     headings, *cells = [row[len(keys) :] for row in table(rows, with_checkpoint=False)]
-    shown = Table("", "settings")
+    shown = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    shown.add_column("", no_wrap=True)
+    shown.add_column("settings", overflow="fold", min_width=12)
     for heading in headings:
-        shown.add_column(heading.replace(", ", "\n"), no_wrap=True, justify="right")
+        heading = re.sub(r"[-,] ?", r"\g<0>\n", heading)
+        shown.add_column(heading, no_wrap=heading != "seeds", justify="right")
     for number, (row, results) in enumerate(zip(rows, cells, strict=True), 1):
+        results = [result.replace(" ±", "\n±") for result in results]
         shown.add_row(str(number), settings_text(row.settings, keys), *results)
     return shown

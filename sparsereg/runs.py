@@ -32,7 +32,8 @@ MEASURED = "compact folded"  # the variant in it that one would use
 def find_runs(roots: list[str]) -> list[Run]:
     """All runs below the folders, and those in record files, in the order of their names.
 
-    A root may be a record, and records that lie directly in a root are read too.
+    A root may be a record, and records that lie directly in a root are read too. A run that is met
+    twice, by two roots or in a record of it, counts once.
 
     Raises:
         UserError: a root does not exist, or there is no run at all.
@@ -42,12 +43,19 @@ def find_runs(roots: list[str]) -> list[Run]:
         if not root.exists():
             raise UserError(f"runs={root} does not exist; name a folder of runs, as runs=outputs")
         files = [root] if root.is_file() else sorted(root.glob("*.csv"))
-        found = [run for file in files for run in read_record(file)] + read_folders(root)
+        found = read_folders(root) + [run for file in files for run in read_record(file)]
         runs += sorted(found, key=lambda run: natural(run.name))
     if not runs:
         where = ", ".join(map(str, roots))
         raise UserError(f"runs={where}: there is no run in it, no folder with a config.yaml")
-    return runs
+    return list({identity(run): run for run in reversed(runs)}.values())[::-1]
+
+
+def identity(run: Run) -> str:
+    """Of a finished run what came out, with the seconds that it took; otherwise where it lies."""
+    if run.status == "finished":
+        return json.dumps([run.settings, run.results], sort_keys=True)
+    return run.name if run.folder is None else str(run.folder.absolute())
 
 
 def natural(name: str) -> list[str]:
