@@ -96,17 +96,19 @@ def curves_picture(metrics: list[dict[str, str]]) -> Figure:
 
 
 def channels_picture(layers: dict[str, int]) -> Figure:
-    """For each block a bar for each branch."""
-    blocks = list(dict.fromkeys(name.rpartition("/")[0] for name in layers))
-    branches = list(dict.fromkeys(name.rpartition("/")[2] for name in layers))
+    """For each block a bar for each branch; a layer that is no branch is a block of its own."""
+    blocks = list(dict.fromkeys(name.partition("/")[0] for name in layers))
+    branches = list(dict.fromkeys(name.partition("/")[2] for name in layers))
     figure, ax = new_picture("block", "open channels")
     width = 0.8 / len(branches)
     for i, (branch, color) in enumerate(zip(branches, cycle(COLORS), strict=False)):
         places = [b + width * (i - (len(branches) - 1) / 2) for b in range(len(blocks))]
-        heights = [layers.get(f"{block}/{branch}", 0) for block in blocks]
+        heights = [layers.get(f"{block}/{branch}".rstrip("/"), 0) for block in blocks]
         ax.bar(places, heights, 0.9 * width, color=color, label=branch)
-    ax.set_xticks(range(len(blocks)), [block.removeprefix("block") for block in blocks])
-    ax.legend(frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0)
+    labels = [block.removeprefix("block") for block in blocks]
+    ax.set_xticks(range(len(blocks)), labels, rotation=90 if max(map(len, labels)) > 2 else 0)
+    if len(branches) > 1:
+        ax.legend(frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0)
     return figure
 
 

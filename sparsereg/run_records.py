@@ -7,6 +7,7 @@ a setting that is null.
 
 import csv
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,11 @@ class Run:
     settings: dict[str, Any] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
     open_channels: dict[str, int] = field(default_factory=dict)
+
+
+def natural(name: str) -> list[str]:
+    """Sorts version_10 after version_9."""
+    return [part.zfill(9) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def write_records(runs: list[Run], file: Path) -> None:

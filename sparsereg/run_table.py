@@ -12,7 +12,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from sparsereg.run_records import Run
+from sparsereg.run_records import Run, natural
 
 FIRST = (  # settings in this order, then the others by name
     *("data", "data.name", "model", "start", "lambda_l0", "target_sparsity", "cost"),
@@ -46,8 +46,8 @@ class Row:
         return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
     def seeds(self) -> str:
-        seeds = sorted((run.settings.get("seed", "?") for run in self.runs), key=str)
-        return f"{len(seeds)} ({', '.join(map(str, seeds))})"
+        seeds = sorted((str(run.settings.get("seed", "?")) for run in self.runs), key=natural)
+        return f"{len(seeds)} ({', '.join(seeds)})"
 
     def checkpoint(self) -> str:
         """Of the seed with the highest validation accuracy."""

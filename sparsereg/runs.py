@@ -13,14 +13,13 @@ A run is a folder, OUTPUT_DIR/lightning_logs/version_N as train.py makes it, or 
 
 import json
 import os
-import re
 from pathlib import Path
 
 import yaml
 
 from sparsereg.command_line import as_argument
 from sparsereg.errors import UserError
-from sparsereg.run_records import RESULTS, Run, read_records
+from sparsereg.run_records import RESULTS, Run, natural, read_records
 from sparsereg.run_settings import reported_settings
 
 FILES = {"config.yaml", "summary.json", "metrics.csv"}  # a folder with one of them is a run
@@ -56,11 +55,6 @@ def identity(run: Run) -> str:
     if run.status == "finished":
         return json.dumps([run.settings, run.results], sort_keys=True)
     return run.name if run.folder is None else str(run.folder.absolute())
-
-
-def natural(name: str) -> list[str]:
-    """Sorts version_10 after version_9."""
-    return [part.zfill(9) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def read_record(file: Path) -> list[Run]:

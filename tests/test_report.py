@@ -13,6 +13,7 @@ from run_folders import COUNTS, METRICS, make_run, write_csv
 from sparsereg.run_pictures import (
     PUBLISHED,
     accuracy_picture,
+    channels_picture,
     curves_picture,
     gates_picture,
     pareto_front,
@@ -156,6 +157,12 @@ def test_the_pictures_of_a_run_show_its_numbers(tmp_path):
     assert mesh.get_array().tolist() == [[0, 0.5], [1, 0], [0, 0.25], [0, 0.25]]
     for figure in (curves, channels, gates):
         assert figure.axes[0].get_xlabel() and figure.axes[0].get_ylabel()
+
+
+def test_layers_that_are_no_branches_are_drawn():
+    ax = channels_picture({"layer1.0": 5, "layer2.0": 7}).axes[0]
+    assert [bar.get_height() for bar in ax.patches] == [5, 7]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["layer1.0", "layer2.0"]
 
 
 @pytest.mark.parametrize("draw, rows", [(curves_picture, METRICS), (gates_picture, COUNTS)])
