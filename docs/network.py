@@ -1,5 +1,5 @@
-"""Draws docs/network.svg, the open channels of the network in docs/results/compact/report.json,
-and prints the README's table of it: `python docs/network.py`."""
+"""Draws docs/network.svg, the open channels of the network that REPORT is about, and prints the
+README's table of it: `python docs/network.py`."""
 
 import json
 from pathlib import Path
@@ -8,6 +8,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 FOLDER = Path(__file__).parent
+REPORT = FOLDER / "results/finetuned_lambda_20/checkpoints/best_compact/report.json"
 COLORS = {"1x1": "#0072B2", "3x3": "#D55E00", "5x5": "#009E73", "max": "#CC79A7"}  # Okabe and Ito
 STYLE = {"svg.hashsalt": "sparsereg", "font.family": "DejaVu Sans", "font.size": 9}
 
@@ -43,7 +44,7 @@ def table_rows(report: dict) -> list[str]:
 
 
 def main(folder: Path = FOLDER) -> None:
-    report = json.loads((FOLDER / "results/compact/report.json").read_text(encoding="utf-8"))
+    report = json.loads(REPORT.read_text(encoding="utf-8"))
     with mpl.rc_context(STYLE):
         draw(report).savefig(folder / "network.svg", metadata={"Date": None})
     print(*table_rows(report), sep="\n")

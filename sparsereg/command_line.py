@@ -1,4 +1,4 @@
-"""How train.py and test.py start and stop: one line for a user's mistake, a traceback for a bug."""
+"""How the commands start and stop: one line for a user's mistake, a traceback for a bug."""
 
 import difflib
 import errno
@@ -45,8 +45,8 @@ def stop_on_signals() -> None:
         signal.signal(signum, stop)
 
 
-def run(task: Callable[[DictConfig], None]) -> None:
-    """Run `task(cfg)` with the configuration that Hydra makes of the command line.
+def run(task: Callable[[DictConfig], None], config_name: str = "train") -> None:
+    """Run `task(cfg)` with config/CONFIG_NAME.yaml as the command line changes it.
 
     Exit codes: 0, 1 after an error, 128 + number of the signal that stopped the run.
     """
@@ -66,7 +66,7 @@ def run(task: Callable[[DictConfig], None]) -> None:
         try:
             task(cfg)
         except Exception as error:
-            message = explain(error)
+            message = explain(error, config_name)
             if message is None:
                 raise
             fail(message)
@@ -74,12 +74,12 @@ def run(task: Callable[[DictConfig], None]) -> None:
                 raise  # Hydra runs the other jobs first, in whichever processes they are
 
     try:
-        check_arguments(sys.argv[1:])
-        hydra.main(version_base="1.3", config_path=str(CONFIG), config_name="train")(job)()
+        check_arguments(sys.argv[1:], config_name)
+        hydra.main(version_base="1.3", config_path=str(CONFIG), config_name=config_name)(job)()
     except Stopped as stopped:
         sys.exit(128 + stopped.signum)
     except Exception as error:
-        message = explain(error)
+        message = explain(error, config_name)
         if message is None:
             raise
         fail(message)
@@ -106,7 +106,7 @@ def quieten() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def explain(error: BaseException) -> str | None:
+def explain(error: BaseException, config_name: str) -> str | None:
     """One line for a user's mistake; None for a bug."""
     while isinstance(error, InstantiationException) and error.__cause__:
         error = error.__cause__
@@ -120,14 +120,14 @@ def explain(error: BaseException) -> str | None:
         quoted = "KEY='\"VALUE\"'"
         return f"cannot read '{error.override}': quote a value with special characters, {quoted}"
     if isinstance(error, HydraException | OmegaConfBaseException):
-        return explain_override(str(error))
+        return explain_override(str(error), config_name)
     return None
 
 
-def explain_override(text: str) -> str:
+def explain_override(text: str, config_name: str) -> str:
     """Hydra's message about an override, with the setting that was probably meant."""
     if match := re.search(r"Could not override '([^']*)'", text):
-        return f"unknown setting '{match[1]}'" + did_you_mean(match[1], known_settings())
+        return f"unknown setting '{match[1]}'" + did_you_mean(match[1], known_settings(config_name))
     if match := re.search(r"Could not find '([^']*)/([^']*)'", text):
         options = sorted(path.stem for path in (CONFIG / match[1]).glob("*.yaml"))
         unknown = f"unknown option {match[1]}={match[2]}"
@@ -142,14 +142,14 @@ def did_you_mean(word: str, known: list[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
-def known_settings() -> list[str]:
+def known_settings(config_name: str) -> list[str]:
     """Every key that can be set with the default choice of groups, and the groups themselves."""
     if GlobalHydra.instance().is_initialized():
-        cfg = hydra.compose("train")
+        cfg = hydra.compose(config_name)
     else:
         with hydra.initialize_config_dir(str(CONFIG), version_base="1.3"):
-            cfg = hydra.compose("train")
-    names = [path.name for path in CONFIG.iterdir() if path.is_dir()]
+            cfg = hydra.compose(config_name)
+    names = [path.name for path in CONFIG.iterdir() if path.is_dir() and config_name == "train"]
 
     def walk(node: DictConfig, prefix: str) -> None:
         for key in node:
@@ -162,7 +162,7 @@ def known_settings() -> list[str]:
     return names
 
 
-def check_arguments(arguments: list[str]) -> None:
+def check_arguments(arguments: list[str], config_name: str) -> None:
     """Refuse what Hydra would take without a word (`+misspelt=1`), or answer with a traceback."""
     remaining = iter(arguments)
     for argument in remaining:
@@ -177,7 +177,7 @@ def check_arguments(arguments: list[str]) -> None:
         if not key or not equals:
             raise UserError(f"'{argument}' is not a setting; write KEY=VALUE")
         if argument.startswith(("+", "~")):
-            known = known_settings()
+            known = known_settings(config_name)
             hint = f"; write '{key}=…'" if key in known else did_you_mean(key, known)
             raise UserError(f"'{argument}': settings cannot be added or removed{hint}")
         if value == "null" and (CONFIG / key).is_dir():

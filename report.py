@@ -1,0 +1,78 @@
+"""From many runs to one table, with pictures.
+
+    python report.py                        # the runs below outputs
+    python report.py runs=[outputs,other]   # of several folders, or CSV files of earlier reports
+    python report.py results=docs/results   # docs/results.md, from the CSV files in docs/results
+
+Prints the table and writes into `out`: report.html, one page with pictures that needs no other
+file, report.md, and report.csv, which report.py can read again.
+"""
+
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from sparsereg import command_line
+from sparsereg.errors import UserError
+from sparsereg.run_records import Run, write_records
+from sparsereg.run_table import Row, group_seeds, markdown, rich_table, table
+from sparsereg.runs import find_runs
+
+WIDTH = 160  # columns, where the output is no terminal
+
+
+def main(cfg: DictConfig) -> None:
+    check(cfg)
+    if cfg.results is not None:
+        from sparsereg.results_page import write_results  # matplotlib takes half a second
+
+        for path in write_results(Path(cfg.results)):
+            print(f"wrote {path}")
+        return
+    runs = find_runs([cfg.runs] if isinstance(cfg.runs, str) else list(cfg.runs))
+    rows = group_seeds(runs)
+    print_report(runs, rows)
+    try:
+        write_report(Path(cfg.out), runs, rows, cfg.pictures)
+    except OSError as error:
+        reason = f"{error.strerror}: {error.filename}"
+        raise UserError(f"out={cfg.out} cannot be written ({reason})") from None
+
+
+def check(cfg: DictConfig) -> None:
+    roots = cfg.runs if OmegaConf.is_list(cfg.runs) else [cfg.runs]
+    if not roots or not all(isinstance(root, str) and root for root in roots):
+        raise UserError(f"runs={cfg.runs} must be a folder, or several: runs=[a,b]")
+    if not isinstance(cfg.out, str) or not cfg.out:
+        raise UserError(f"out={cfg.out} must be a folder")
+    if not isinstance(cfg.results, str | None):
+        raise UserError(f"results={cfg.results} must be a folder, like docs/results")
+    if not isinstance(cfg.pictures, int) or isinstance(cfg.pictures, bool) or cfg.pictures < 0:
+        raise UserError(f"pictures={cfg.pictures} must be a whole number of at least 0")
+
+
+def print_report(runs: list[Run], rows: list[Row]) -> None:
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
+    console.print(rich_table(rows))
+    for number, row in enumerate(rows, 1):
+        print(f"{number}: {row.checkpoint()}")
+    for run in runs:
+        if run.why:
+            print(f"{run.name} ({run.status}): {run.why}")
+
+
+def write_report(out: Path, runs: list[Run], rows: list[Row], pictures: int) -> None:
+    from sparsereg.run_page import page
+
+    out.mkdir(parents=True, exist_ok=True)
+    write_records(runs, out / "report.csv")
+    (out / "report.md").write_text(markdown(table(rows)) + "\n", encoding="utf-8")
+    (out / "report.html").write_text(page(runs, rows, pictures), encoding="utf-8")
+    print(f"wrote {out}: report.html, report.md, report.csv")
+
+
+if __name__ == "__main__":
+    command_line.run(main, "report")

@@ -1,0 +1,134 @@
+"""The table of many runs: which settings differ, and what came out.
+
+Runs whose settings are equal but for `seed` make one row, mean ± standard deviation (with n - 1).
+"""
+
+import json
+import re
+import statistics
+from collections.abc import Iterable
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from sparsereg.run_records import Run, natural
+
+FIRST = (  # settings in this order, then the others by name
+    *("data", "data.name", "model", "start", "lambda_l0", "target_sparsity", "cost"),
+    *("droprate_init", "gate_lr", "trainer.max_epochs", "optimizer", "optimizer.lr", "scheduler"),
+)
+PERCENT, SHARE, COUNT, TIME = (100, ".2f"), (1, ".4f"), (1, ",.0f"), (1, ".2f")
+RESULT_COLUMNS = {  # result: heading, (factor, format)
+    "val_acc": ("val, %", PERCENT),
+    "test_acc": ("test, %", PERCENT),
+    "L_C0": ("L_C0", SHARE),
+    "sparsity": ("sparsity", SHARE),
+    "params": ("params", COUNT),
+    "macs": ("MACs", COUNT),
+    "ms_batch_1": ("ms, batch 1", TIME),
+    "ms_batch_128": ("ms, batch 128", TIME),
+}
+
+
+class Row:
+    """Runs with the same settings, whatever their seeds."""
+
+    def __init__(self, runs: list[Run]):
+        self.runs = runs
+        self.settings = {k: v for k, v in runs[0].settings.items() if k != "seed"}
+
+    def mean_sd(self, result: str) -> tuple[float | None, float]:
+        """Mean and standard deviation over the runs; None if no run has the result."""
+        values = [run.results[result] for run in self.runs if result in run.results]
+        if not values:
+            return None, 0.0
+        return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+    def seeds(self) -> str:
+        seeds = sorted((str(run.settings.get("seed", "?")) for run in self.runs), key=natural)
+        return f"{len(seeds)} ({', '.join(seeds)})"
+
+    def checkpoint(self) -> str:
+        """Of the seed with the highest validation accuracy."""
+        return max(self.runs, key=lambda run: run.results["val_acc"]).results.get("checkpoint", "")
+
+
+def group_seeds(runs: Iterable[Run]) -> list[Row]:
+    """The finished runs as rows, the densest first."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        if run.status == "finished":
+            settings = {key: value for key, value in run.settings.items() if key != "seed"}
+            groups.setdefault(json.dumps(settings, sort_keys=True), []).append(run)
+    rows = map(Row, groups.values())
+    return sorted(rows, key=lambda r: (r.mean_sd("sparsity")[0], -r.mean_sd("test_acc")[0]))
+
+
+def differing_settings(rows: list[Row]) -> list[str]:
+    """Keys that have different values. Older runs may lack a key: that is no difference."""
+    values: dict[str, set[str]] = {}
+    for row in rows:
+        for key, value in row.settings.items():
+            values.setdefault(key, set()).add(json.dumps(value))
+    differing = {key for key, seen in values.items() if len(seen) > 1}
+    return [k for k in FIRST if k in differing] + sorted(differing - set(FIRST))
+
+
+def table(rows: list[Row], with_checkpoint: bool = True) -> list[list[str]]:
+    """Headings, then one list of cells for each row."""
+    keys = differing_settings(rows)
+    shown = {
+        result: column
+        for result, column in RESULT_COLUMNS.items()
+        if any(row.mean_sd(result)[0] is not None for row in rows)
+    }
+    cells = [[*keys, *(heading for heading, _ in shown.values()), "seeds", "checkpoint"]]
+    for row in rows:
+        settings = [setting_text(row.settings.get(key)) for key in keys]
+        results = [mean_text(*row.mean_sd(key), *style) for key, (_, style) in shown.items()]
+        cells.append([*settings, *results, row.seeds(), row.checkpoint()])
+    return cells if with_checkpoint else [row[:-1] for row in cells]
+
+
+def setting_text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def mean_text(mean: float | None, sd: float, factor: float, style: str) -> str:
+    if mean is None:
+        return ""
+    spread = f" ± {factor * sd:{style}}" if sd > 0 else ""
+    return f"{factor * mean:{style}}{spread}"
+
+
+def markdown(cells: list[list[str]]) -> str:
+    rows = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in cells]
+    rows.insert(1, " | ".join("---" for _ in cells[0]))
+    return "\n".join(f"| {row} |" for row in rows)
+
+
+def settings_text(settings: dict[str, Any], keys: list[str]) -> str:
+    """In one line: lambda_l0=20  droprate_init=0.05."""
+    texts = {key: setting_text(settings.get(key)) for key in keys}
+    return "  ".join(f"{key}={text}" for key, text in texts.items() if text)
+
+
+def rich_table(rows: list[Row]) -> Table:
+    """For the terminal: numbered rows, all settings in one column, and no checkpoints."""
+    keys = differing_settings(rows)
+    headings, *cells = [row[len(keys) :] for row in table(rows, with_checkpoint=False)]
+    shown = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    shown.add_column("", no_wrap=True)
+    shown.add_column("settings", overflow="fold", min_width=12)
+    for heading in headings:
+        heading = re.sub(r"[-,] ?", r"\g<0>\n", heading)
+        shown.add_column(heading, no_wrap=heading != "seeds", justify="right")
+    for number, (row, results) in enumerate(zip(rows, cells, strict=True), 1):
+        results = [result.replace(" ±", "\n±") for result in results]
+        shown.add_row(str(number), settings_text(row.settings, keys), *results)
+    return shown
