@@ -3,7 +3,7 @@
 from typing import Any
 
 GROUPS_LEFT_OUT = ("callbacks", "logger")
-KEPT = "callbacks.average_weights.decay"
+AVERAGING = "callbacks.average_weights.decay"  # None: no average
 LEFT_OUT = {  # what a run shows and where things lie
     *("output_dir", "skip_finished", "data.root", "data.cache_dir", "data.eval_batch_size"),
     *("trainer", "trainer.enable_progress_bar", "trainer.enable_model_summary"),
@@ -29,11 +29,13 @@ def reported_settings(config: dict) -> dict[str, Any]:
     flat = flatten(config)
     if flat.get("loss.teacher") is not None:
         flat["loss.teacher"] = "yes"  # each seed may have its own
+    if "callbacks" in config:
+        flat.setdefault(AVERAGING, None)
     settings = {
         key: value
         for key, value in flat.items()
         if key not in LEFT_OUT
-        and (key == KEPT or key.partition(".")[0] not in GROUPS_LEFT_OUT)
+        and (key == AVERAGING or key.partition(".")[0] not in GROUPS_LEFT_OUT)
         and not repeats_flat_key(key, flat)
     }
     if config.get("without_using_gate"):

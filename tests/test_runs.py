@@ -97,6 +97,7 @@ def test_settings_that_make_no_difference_are_left_out(tmp_path):
         "optimizer.lr": 0.001,
         "trainer.max_epochs": 180,
         "start": "scratch",
+        "callbacks.average_weights.decay": None,
     }
 
 
