@@ -8,9 +8,11 @@ import re
 import shlex
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -21,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sparsereg.errors import UserError
+from sparsereg.sweep import stop_jobs
 
 CONFIG = Path(__file__).parent.parent / "config"
 FLAGS = ("--multirun", "-m", "--help", "-h", "--hydra-help", "--version")
@@ -45,7 +48,7 @@ def stop_on_signals() -> None:
         signal.signal(signum, stop)
 
 
-def run(task: Callable[[DictConfig], None]) -> None:
+def run(task: Callable[[DictConfig], Any]) -> None:
     """Run `task(cfg)` with the configuration that Hydra makes of the command line.
 
     Exit codes: 0, 1 after an error, 128 + number of the signal that stopped the run.
@@ -62,21 +65,26 @@ def run(task: Callable[[DictConfig], None]) -> None:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # once for all processes of a run
             print(f"error: {message}", file=sys.stderr, flush=True)
 
-    def job(cfg: DictConfig) -> None:
+    def job(cfg: DictConfig) -> Any:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:  # perhaps in a process of its own
+            stop_on_signals()
+            quieten()
         try:
-            task(cfg)
+            return task(cfg)
         except Exception as error:
-            message = explain(error)
-            if message is None:
-                raise
-            fail(message)
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
-                raise  # Hydra runs the other jobs first, in whichever processes they are
+            message, is_sweep = explain(error), HydraConfig.get().mode == RunMode.MULTIRUN
+            if message is not None:
+                fail(message)
+            elif is_sweep:
+                traceback.print_exc()
+            if message is None or is_sweep:
+                raise  # in a sweep the other jobs go on, see sweep.py
 
     try:
         check_arguments(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(CONFIG), config_name="train")(job)()
     except Stopped as stopped:
+        stop_jobs()
         sys.exit(128 + stopped.signum)
     except Exception as error:
         message = explain(error)
@@ -128,6 +136,8 @@ def explain_override(text: str) -> str:
     """Hydra's message about an override, with the setting that was probably meant."""
     if match := re.search(r"Could not override '([^']*)'", text):
         return f"unknown setting '{match[1]}'" + did_you_mean(match[1], known_settings())
+    if match := re.search(r"Could not (?:find|load) '(hydra/[^']*)/([^']*)'", text):
+        return f"{match[1]}={match[2]} needs: pip install -r requirements-sweeps.txt"
     if match := re.search(r"Could not find '([^']*)/([^']*)'", text):
         options = sorted(path.stem for path in (CONFIG / match[1]).glob("*.yaml"))
         unknown = f"unknown option {match[1]}={match[2]}"

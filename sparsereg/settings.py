@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -100,6 +101,7 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {  # key: check, what is 
     "round_to": COUNT,
     "seed": SEED,
     "output_dir": TEXT,
+    "skip_finished": BOOL,
     "matmul_precision": (OneOf(("highest", "high", "medium")), "highest, high or medium"),
     "model.act_fn_name": (OneOf(ACTIVATIONS), "one of " + ", ".join(ACTIVATIONS)),
     "model.without_using_gate": BOOL,
@@ -171,12 +173,19 @@ def check_settings(cfg: DictConfig) -> None:
         )
     check_finetuning(cfg)
     check_gates(cfg)
+    check_trackers(cfg)
     if cfg.ckpt_path is not None:
         check_checkpoint_file(cfg.ckpt_path)
     elif cfg.resume_training:
         raise UserError(
             "resume_training=true needs ckpt_path=…/last.ckpt, the checkpoint to go on from"
         )
+
+
+def check_trackers(cfg: DictConfig) -> None:
+    for name in ("wandb", "mlflow"):
+        if cfg.logger.get(name) is not None and find_spec(name) is None:
+            raise UserError(f"logger={name} needs: pip install -r requirements-trackers.txt")
 
 
 def check_finetuning(cfg: DictConfig) -> None:
