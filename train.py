@@ -12,18 +12,21 @@ import time
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from sparsereg import command_line
 from sparsereg.finished import finished_run
 from sparsereg.resume import check_compact, check_resumable, finetune_settings, run_settings
-from sparsereg.settings import check_devices, check_settings, check_target
+from sparsereg.settings import check_devices, check_settings, check_sweep, check_target
 
 
 def main(cfg: DictConfig) -> tuple[float, float]:
     """Train; return (validation accuracy, sparsity), what Optuna's sweeper maximises."""
     check_settings(cfg)
     check_devices(cfg.trainer)
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        check_sweep(cfg.trainer)
     overrides = list(HydraConfig.get().overrides.task)
     if not cfg.resume_training:  # else the checkpoint's settings are yet to come
         check_target(cfg, overrides)

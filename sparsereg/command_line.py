@@ -27,6 +27,7 @@ from sparsereg.sweep import stop_jobs
 
 CONFIG = Path(__file__).parent.parent / "config"
 FLAGS = ("--multirun", "-m", "--help", "-h", "--hydra-help", "--version")
+SWEEP_PLUGINS = ["joblib", "submitit_local", "submitit_slurm", "optuna"]
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -62,7 +63,8 @@ def run(task: Callable[[DictConfig], Any]) -> None:
         if message in failed:
             return
         failed.append(message)
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # once for all processes of a run
+        rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_PROCID", "0"))
+        if rank == "0":  # once for all processes of a run
             print(f"error: {message}", file=sys.stderr, flush=True)
 
     def job(cfg: DictConfig) -> Any:
@@ -136,12 +138,14 @@ def explain_override(text: str) -> str:
     """Hydra's message about an override, with the setting that was probably meant."""
     if match := re.search(r"Could not override '([^']*)'", text):
         return f"unknown setting '{match[1]}'" + did_you_mean(match[1], known_settings())
-    if match := re.search(r"Could not (?:find|load) '(hydra/[^']*)/([^']*)'", text):
-        return f"{match[1]}={match[2]} needs: pip install -r requirements-sweeps.txt"
-    if match := re.search(r"Could not find '([^']*)/([^']*)'", text):
-        options = sorted(path.stem for path in (CONFIG / match[1]).glob("*.yaml"))
-        unknown = f"unknown option {match[1]}={match[2]}"
-        return f"{unknown}{did_you_mean(match[2], options)} (there are: {', '.join(options)})"
+    if match := re.search(r"Could not (?:find|load) '([^']*)/([^']*)'", text):
+        group, option = match.groups()
+        if option in SWEEP_PLUGINS:
+            return f"{group}={option} needs: pip install -r requirements-sweeps.txt"
+        options = sorted(path.stem for path in (CONFIG / group).glob("*.yaml"))
+        options += SWEEP_PLUGINS if group.startswith("hydra/") else []
+        unknown = f"unknown option {group}={option}"
+        return f"{unknown}{did_you_mean(option, options)} (there are: {', '.join(options)})"
     if match := re.search(r"[Mm]issing mandatory value: (\S+)", text):
         return f"{match[1]}=… is needed"
     return " ".join(text.split())

@@ -33,30 +33,35 @@ def finished_run(cfg: DictConfig, overrides: list[str]) -> dict | None:
     when the training of the cut network is.
     """
     wanted = comparable(to_plain(cfg))
-    for folder, config in finished_runs(Path(cfg.output_dir) / "lightning_logs"):
+    for folder, config, results in finished_runs(Path(cfg.output_dir) / "lightning_logs"):
         if comparable(config) != wanted:
             continue
         if cfg.finetune_epochs:
             suffix = f"_{cfg.round_to}" if cfg.round_to > 1 else ""
             cut = folder / "checkpoints" / f"last_compact{suffix}" / "compact.pt"
             finetuning = finetune_settings(cfg, replayable(overrides, to_plain(cfg)), cut)
-            if results := finished_run(*finetuning):
-                return results
+            if finetuned := finished_run(*finetuning):
+                return finetuned
             continue
         print(f"skipped: {folder} is finished and has the same settings", flush=True)
-        return json.loads((folder / "summary.json").read_text())
+        return results
     return None
 
 
-def finished_runs(root: Path) -> Iterator[tuple[Path, dict]]:
-    """(folder, settings) of the runs that have ended, the newest first."""
+def finished_runs(root: Path) -> Iterator[tuple[Path, dict, dict]]:
+    """(folder, settings, results) of the runs that have ended, the newest first."""
     ended = [path.parent for path in root.glob("version_*/summary.json")]
-    ended = [folder for folder in ended if folder.name.removeprefix("version_").isdigit()]
-    for folder in sorted(ended, key=lambda f: int(f.name.removeprefix("version_")), reverse=True):
+    ended = [folder for folder in ended if number(folder).isdigit()]
+    for folder in sorted(ended, key=lambda folder: int(number(folder)), reverse=True):
         try:
-            yield folder, started_with(load_yaml(folder / "config.yaml"))
-        except (OSError, yaml.YAMLError):  # a run without its settings is nobody's
-            continue
+            results = json.loads((folder / "summary.json").read_text())
+            yield folder, started_with(load_yaml(folder / "config.yaml")), results
+        except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+            continue  # what it was, or how it ended, cannot be read: it does not count
+
+
+def number(folder: Path) -> str:
+    return folder.name.removeprefix("version_")
 
 
 def load_yaml(path: Path) -> dict:

@@ -1,4 +1,4 @@
-"""The loggers of a run: TensorBoard and CSV in its folder, and trackers with a store of their own."""
+"""The loggers of a run: TensorBoard and CSV in its folder, trackers in stores of their own."""
 
 import os
 

@@ -289,6 +289,18 @@ def check_devices(trainer: DictConfig) -> None:
         raise UserError(f"trainer.devices={devices}: this machine has {available}")
 
 
+def check_sweep(trainer: DictConfig) -> None:
+    """A second process of a job would start with the command line of the whole sweep."""
+    devices = trainer.devices
+    one = devices == 1 or (OmegaConf.is_list(devices) and len(devices) == 1)
+    started_by_slurm = int(os.environ.get("SLURM_NTASKS", 1)) > 1
+    if not one and not started_by_slurm:
+        raise UserError(
+            f"trainer.devices={devices}: a job of a sweep is one process, use trainer.devices=1 "
+            "(hydra/launcher=joblib runs several jobs at once)"
+        )
+
+
 def count_gpus(accelerator: str) -> int:
     import torch
 
