@@ -24,14 +24,15 @@ from sparsereg.settings import check_devices, check_settings, check_sweep, check
 def main(cfg: DictConfig) -> tuple[float, float]:
     """Train; return (validation accuracy, sparsity), what Optuna's sweeper maximises."""
     check_settings(cfg)
-    check_devices(cfg.trainer)
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
-        check_sweep(cfg.trainer)
     overrides = list(HydraConfig.get().overrides.task)
     if not cfg.resume_training:  # else the checkpoint's settings are yet to come
         check_target(cfg, overrides)
-    done = finished_run(cfg, overrides) if cfg.skip_finished else None
-    results = train(cfg, overrides) if done is None else done
+    results = finished_run(cfg, overrides) if cfg.skip_finished else None
+    if results is None:
+        check_devices(cfg.trainer)
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            check_sweep(cfg.trainer)
+        results = train(cfg, overrides)
     return results["val_acc"], results["sparsity"]
 
 
