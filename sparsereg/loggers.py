@@ -1,7 +1,10 @@
 """The loggers of a run: TensorBoard and CSV in its folder, trackers in stores of their own."""
 
 import os
+from contextlib import nullcontext
+from pathlib import Path
 
+from filelock import FileLock
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from pytorch_lightning.loggers import Logger, MLFlowLogger, WandbLogger
@@ -17,13 +20,17 @@ def new_loggers(cfg: DictConfig, version: int) -> list[Logger]:
     for name, value in STAY_HERE.items():  # nothing leaves the machine unless the user says so
         os.environ.setdefault(name, value)
     loggers = []
-    for name, logger in cfg.logger.items():
-        if logger is None:
-            continue
-        run = {RUN_NAME[name]: f"version_{version}"} if name in RUN_NAME else {"version": version}
-        loggers.append(instantiate(logger, **run, _convert_="all"))
-    for tracker in trackers(loggers):
-        tracker.log_hyperparams(settings_to_log(cfg))
+    lock = FileLock(Path(cfg.output_dir) / "mlflow.lock") if cfg.logger.get("mlflow") else None
+    with lock or nullcontext():  # MLflow's tables, which jobs started together would all create
+        for name, logger in cfg.logger.items():
+            if logger is None:
+                continue
+            run = {"version": version}
+            if name in RUN_NAME:
+                run = {RUN_NAME[name]: f"version_{version}"}
+            loggers.append(instantiate(logger, **run, _convert_="all"))
+        for tracker in trackers(loggers):
+            tracker.log_hyperparams(settings_to_log(cfg))
     return loggers
 
 
