@@ -12,23 +12,31 @@ import time
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from sparsereg import command_line
+from sparsereg.finished import finished_run
 from sparsereg.resume import check_compact, check_resumable, finetune_settings, run_settings
-from sparsereg.settings import check_devices, check_settings, check_target
+from sparsereg.settings import check_devices, check_settings, check_sweep, check_target
 
 
-def main(cfg: DictConfig) -> None:
+def main(cfg: DictConfig) -> tuple[float, float]:
+    """Train; return (validation accuracy, sparsity), what Optuna's sweeper maximises."""
     check_settings(cfg)
-    check_devices(cfg.trainer)
     overrides = list(HydraConfig.get().overrides.task)
     if not cfg.resume_training:  # else the checkpoint's settings are yet to come
         check_target(cfg, overrides)
-    train(cfg, overrides)
+    results = finished_run(cfg, overrides) if cfg.skip_finished else None
+    if results is None:
+        check_devices(cfg.trainer)
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            check_sweep(cfg.trainer)
+        results = train(cfg, overrides)
+    return results["val_acc"], results["sparsity"]
 
 
-def train(cfg: DictConfig, overrides: list[str]) -> None:
+def train(cfg: DictConfig, overrides: list[str]) -> dict:
     import pytorch_lightning as pl  # these imports take seconds: only when the settings are right
     import torch
     from hydra.utils import instantiate
@@ -44,6 +52,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     from sparsereg.compact_file import cut_file
     from sparsereg.constraint import SparsityConstraint, check_reach
     from sparsereg.cost import ExpectedCost
+    from sparsereg.loggers import new_loggers
     from sparsereg.module import L0Module
     from sparsereg.report import evaluate, finish
     from sparsereg.run_folder import claim_version
@@ -98,7 +107,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     version = claim_version(runs, cfg)
     trainer = instantiate(cfg.trainer, _convert_="all")(
         callbacks=[instantiate(c, _convert_="all") for c in cfg.callbacks.values() if c],
-        logger=[instantiate(logger, version=version) for logger in cfg.logger.values() if logger],
+        logger=new_loggers(cfg, version),
         plugins=[AtomicCheckpointIO()],
     )
     start = time.perf_counter()
@@ -116,7 +125,8 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
         cut = trainer.strategy.broadcast(cut)
         if trainer.is_global_zero:
             print(f"cut {last} to {cut}, which is now trained on", flush=True)
-        train(*finetune_settings(cfg, record["overrides"], cut))
+        return train(*finetune_settings(cfg, record["overrides"], cut))
+    return results
 
 
 if __name__ == "__main__":

@@ -8,9 +8,11 @@ import re
 import shlex
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -21,9 +23,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sparsereg.errors import UserError
+from sparsereg.sweep import stop_jobs
 
 CONFIG = Path(__file__).parent.parent / "config"
 FLAGS = ("--multirun", "-m", "--help", "-h", "--hydra-help", "--version")
+SWEEP_PLUGINS = ["joblib", "submitit_local", "submitit_slurm", "optuna"]
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -45,7 +49,7 @@ def stop_on_signals() -> None:
         signal.signal(signum, stop)
 
 
-def run(task: Callable[[DictConfig], None], config_name: str = "train") -> None:
+def run(task: Callable[[DictConfig], Any], config_name: str = "train") -> None:
     """Run `task(cfg)` with config/CONFIG_NAME.yaml as the command line changes it.
 
     Exit codes: 0, 1 after an error, 128 + number of the signal that stopped the run.
@@ -59,24 +63,31 @@ def run(task: Callable[[DictConfig], None], config_name: str = "train") -> None:
         if message in failed:
             return
         failed.append(message)
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # once for all processes of a run
+        rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_PROCID", "0"))
+        if rank == "0":  # once for all processes of a run
             print(f"error: {message}", file=sys.stderr, flush=True)
 
-    def job(cfg: DictConfig) -> None:
+    def job(cfg: DictConfig) -> Any:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:  # perhaps in a process of its own
+            stop_on_signals()
+            quieten()
         try:
-            task(cfg)
+            return task(cfg)
         except Exception as error:
+            is_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
             message = explain(error, config_name)
-            if message is None:
-                raise
-            fail(message)
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
-                raise  # Hydra runs the other jobs first, in whichever processes they are
+            if message is not None:
+                fail(message)
+            elif is_sweep:
+                traceback.print_exc()
+            if message is None or is_sweep:
+                raise  # in a sweep the other jobs go on, see sweep.py
 
     try:
         check_arguments(sys.argv[1:], config_name)
         hydra.main(version_base="1.3", config_path=str(CONFIG), config_name=config_name)(job)()
     except Stopped as stopped:
+        stop_jobs()
         sys.exit(128 + stopped.signum)
     except Exception as error:
         message = explain(error, config_name)
@@ -128,10 +139,14 @@ def explain_override(text: str, config_name: str) -> str:
     """Hydra's message about an override, with the setting that was probably meant."""
     if match := re.search(r"Could not override '([^']*)'", text):
         return f"unknown setting '{match[1]}'" + did_you_mean(match[1], known_settings(config_name))
-    if match := re.search(r"Could not find '([^']*)/([^']*)'", text):
-        options = sorted(path.stem for path in (CONFIG / match[1]).glob("*.yaml"))
-        unknown = f"unknown option {match[1]}={match[2]}"
-        return f"{unknown}{did_you_mean(match[2], options)} (there are: {', '.join(options)})"
+    if match := re.search(r"Could not (?:find|load) '([^']*)/([^']*)'", text):
+        group, option = match.groups()
+        if option in SWEEP_PLUGINS:
+            return f"{group}={option} needs: pip install -r requirements-sweeps.txt"
+        options = sorted(path.stem for path in (CONFIG / group).glob("*.yaml"))
+        options += SWEEP_PLUGINS if group.startswith("hydra/") else []
+        unknown = f"unknown option {group}={option}"
+        return f"{unknown}{did_you_mean(option, options)} (there are: {', '.join(options)})"
     if match := re.search(r"[Mm]issing mandatory value: (\S+)", text):
         return f"{match[1]}=… is needed"
     return " ".join(text.split())

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from sparsereg.constraint import TOLERANCE
+from sparsereg.loggers import log_final, settings_to_log
 from sparsereg.model.basic_l0_blocks import gate_layers, prob_nonzero
 from sparsereg.module import L0Module
-from sparsereg.settings import to_plain
 from sparsereg.size import measure, open_channels, sparsities
 
 
@@ -23,9 +23,10 @@ def evaluate(
 ) -> dict:
     """Validation and test accuracy of the module's network, and what remains of it when cut."""
     net = module.net
-    trainer.loggers = []  # the curves end with the training
+    loggers, trainer.loggers = trainer.loggers, []  # the curves end with the training
     [validation] = trainer.validate(module, data, verbose=False)
     [test] = trainer.test(module, data, verbose=False)
+    trainer.loggers = loggers
     gates = gate_layers(net).values()
     nonzero = [prob_nonzero(gate.qz_loga, gate.temperature) for gate in gates]
     size = measure(net, data.image_shape)
@@ -91,13 +92,13 @@ def open_channels_table(layers: dict[str, int]) -> Table:
 
 
 def finish(trainer: pl.Trainer, cfg: DictConfig, results: dict, folder: Path) -> None:
-    """Print the summary, keep it as summary.json, and log it beside the settings (HParams)."""
+    """Print the summary, keep it as summary.json, and log it beside the settings."""
     if not trainer.is_global_zero:
         return
     print_summary(results)
     (folder / "summary.json").write_text(json.dumps(results, indent=1) + "\n")
-    settings = {k: v for k, v in to_plain(cfg).items() if k not in ("callbacks", "logger")}
     final = {f"final/{key}": value for key, value in results.items() if isinstance(value, float)}
     logger = TensorBoardLogger(folder.parent, "", folder.name)
-    logger.log_hyperparams(settings, final)
+    logger.log_hyperparams(settings_to_log(cfg), final)
     logger.finalize("success")
+    log_final(trainer.loggers, final)

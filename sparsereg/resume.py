@@ -77,7 +77,7 @@ def run_settings(
         )
     plain = to_plain(cfg)
     record = {
-        "overrides": [to_replay(o, plain) for o in overrides if o.split("=")[0] not in STARTS],
+        "overrides": replayable(overrides, plain),
         "config": plain,
         "network": {k: v for k, v in plain["model"].items() if k != "_target_"},
     }
@@ -103,6 +103,11 @@ def finetune_settings(
     kept = [o for o in overrides if not {o.split("=")[0], o.split(".")[0]} & left_out]
     overrides = [*kept, *(f"{key}={value}" for key, value in changed.items())]
     return compose("train", overrides=overrides), overrides
+
+
+def replayable(overrides: list[str], plain: dict) -> list[str]:
+    """What a checkpoint keeps of the overrides: not what only started its run."""
+    return [to_replay(o, plain) for o in overrides if o.split("=")[0] not in STARTS]
 
 
 def to_replay(override: str, plain: dict) -> str:

@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -101,6 +102,7 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {  # key: check, what is 
     "seed": SEED,
     "flip_tta": BOOL,
     "output_dir": TEXT,
+    "skip_finished": BOOL,
     "matmul_precision": (OneOf(("highest", "high", "medium")), "highest, high or medium"),
     "model.act_fn_name": (OneOf(ACTIVATIONS), "one of " + ", ".join(ACTIVATIONS)),
     "model.without_using_gate": BOOL,
@@ -181,12 +183,19 @@ def check_settings(cfg: DictConfig) -> None:
     check_gates(cfg)
     if cfg.loss.teacher is not None:
         check_checkpoint_file(cfg.loss.teacher, "loss.teacher")
+    check_trackers(cfg)
     if cfg.ckpt_path is not None:
         check_checkpoint_file(cfg.ckpt_path)
     elif cfg.resume_training:
         raise UserError(
             "resume_training=true needs ckpt_path=…/last.ckpt, the checkpoint to go on from"
         )
+
+
+def check_trackers(cfg: DictConfig) -> None:
+    for name in ("wandb", "mlflow"):
+        if cfg.logger.get(name) is not None and find_spec(name) is None:
+            raise UserError(f"logger={name} needs: pip install -r requirements-trackers.txt")
 
 
 def check_finetuning(cfg: DictConfig) -> None:
@@ -288,6 +297,18 @@ def check_devices(trainer: DictConfig) -> None:
         raise UserError(f"trainer.devices={devices} must be a whole number of at least 1, or auto")
     if asked > available:
         raise UserError(f"trainer.devices={devices}: this machine has {available}")
+
+
+def check_sweep(trainer: DictConfig) -> None:
+    """A second process of a job would start with the command line of the whole sweep."""
+    devices = trainer.devices
+    one = devices == 1 or (OmegaConf.is_list(devices) and len(devices) == 1)
+    started_by_slurm = int(os.environ.get("SLURM_NTASKS", 1)) > 1
+    if not one and not started_by_slurm:
+        raise UserError(
+            f"trainer.devices={devices}: a job of a sweep is one process, use trainer.devices=1 "
+            "(hydra/launcher=joblib runs several jobs at once)"
+        )
 
 
 def count_gpus(accelerator: str) -> int:

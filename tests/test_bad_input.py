@@ -51,6 +51,8 @@ SETTINGS = [  # command line, what the line must say
     ("scheduler.gamma=-1", ["scheduler.gamma=-1"]),
     ("gate_lr=nan", ["gate_lr=nan"]),
     ("output_dir=null", ["output_dir=null"]),
+    ("skip_finished=perhaps", ["skip_finished=perhaps", "true or false"]),
+    ("hydra/launcher=jobib", ["hydra/launcher=jobib", "did you mean 'joblib'?"]),
     ("ckpt_path=123", ["ckpt_path=123"]),
     ("ckpt_path=", ["ckpt_path="]),
     ("matmul_precision=low", ["matmul_precision=low", "highest"]),

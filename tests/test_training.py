@@ -188,6 +188,7 @@ def test_multirun_runs_every_job_and_reports_the_failure(tmp_path):
     )
     assert result.code == 1
     assert "error: droprate_init=2.0" in result.err and "Traceback" not in result.err
+    assert "job 1 failed: " in result.err
     assert checkpoint_path(tmp_path, 1).exists(), "the job after the failed one has run"
 
 
