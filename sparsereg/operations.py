@@ -1,56 +1,81 @@
 """The traced network, and what each of its operations does to channels."""
 
+import operator
 from collections import Counter
 from pkgutil import resolve_name
 
+import torch
 from torch import fx, nn
+from torchvision.ops import StochasticDepth
 
 from sparsereg.errors import UserError
 from sparsereg.model.basic_l0_blocks import L0Gate
-from sparsereg.model.layers import BatchNorm, ChannelScale
+from sparsereg.model.layers import BatchNorm, ChannelScale, ChannelSelect, ChannelShift
+from sparsereg.trace_errors import place_of, stopped_at
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, BatchNorm)
 
-# The kinds of operations. All but MIX, CAT, ADD and FLATTEN keep every channel to itself.
+# The kinds of operations. All but MIX, GROUPED, CAT, ADD, MUL, SELECT and FLATTEN keep every
+# channel to itself.
 INPUT, OUTPUT, SIZE = "input", "output", "size"
 MIX = "mix"  # every output channel depends on every input channel
+GROUPED = "grouped"  # a convolution that mixes within groups; it keeps all its channels, or none
 SCALE = "scale"  # f(c·x) = c·f(x) for c > 0, and f(0) = 0
 ZERO = "zero"  # f(0) = 0
-AFFINE = "affine"  # f(0) is a constant
+CONSTANT = "constant"  # f(0) is a constant
+AFFINE = "affine"  # the same, with parameters for each channel
+MUL = "mul"  # of two tensors, channel by channel, as in squeeze-excitation
+SPLIT, SELECT = "split", "select"  # a tuple of parts; channels of the input in some order
 GATE, CAT, ADD, FLATTEN = "gate", "cat", "add", "flatten"
 
 MODULES = {
     **dict.fromkeys((nn.ReLU, nn.LeakyReLU, nn.Identity, nn.Dropout, nn.Dropout2d), SCALE),
     **dict.fromkeys((nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, ChannelScale), SCALE),
-    **dict.fromkeys((nn.GELU, nn.Tanh, nn.SiLU, nn.ELU, nn.ReLU6, nn.Hardswish), ZERO),
-    **dict.fromkeys(BATCH_NORMS, AFFINE),
+    **dict.fromkeys((nn.AdaptiveMaxPool2d, nn.ZeroPad2d, StochasticDepth), SCALE),
+    **dict.fromkeys((nn.GELU, nn.Tanh, nn.SiLU, nn.ELU, nn.ReLU6, nn.Hardswish, nn.Mish), ZERO),
+    **dict.fromkeys((nn.Sigmoid, nn.Hardsigmoid), CONSTANT),
+    **dict.fromkeys((*BATCH_NORMS, ChannelShift), AFFINE),
+    **dict.fromkeys((nn.ChannelShuffle, ChannelSelect), SELECT),
     nn.Flatten: FLATTEN,
     nn.Linear: MIX,
-    nn.Conv2d: MIX,  # or AFFINE, if depthwise
+    nn.Conv2d: MIX,  # or AFFINE, if depthwise, or GROUPED
     L0Gate: GATE,
 }
 FUNCTIONS = {  # by name, because some of torch's functions do not know theirs
     **dict.fromkeys(("torch.relu", "torch.nn.functional.relu"), SCALE),
     **dict.fromkeys(("torch.nn.functional.leaky_relu", "torch.nn.functional.max_pool2d"), SCALE),
+    **dict.fromkeys(("torch.nn.functional.dropout", "torch.nn.functional.dropout2d"), SCALE),
     "torch.nn.functional.avg_pool2d": SCALE,
     "torch.nn.functional.adaptive_avg_pool2d": SCALE,
+    "torch.nn.functional.adaptive_max_pool2d": SCALE,
     **dict.fromkeys(("torch.nn.functional.gelu", "torch.nn.functional.silu"), ZERO),
+    **dict.fromkeys(("torch.nn.functional.hardswish", "torch.nn.functional.relu6"), ZERO),
+    "torch.nn.functional.elu": ZERO,
     "torch.tanh": ZERO,
+    **dict.fromkeys(("torch.sigmoid", "torch.nn.functional.hardsigmoid"), CONSTANT),
     **dict.fromkeys(("_operator.add", "_operator.iadd", "torch.add"), ADD),
+    **dict.fromkeys(("_operator.mul", "_operator.imul", "torch.mul"), MUL),
     **dict.fromkeys(("builtins.getattr", "_operator.getitem"), SIZE),
+    "torch.chunk": SPLIT,
+    "torch.channel_shuffle": SELECT,
     "torch.cat": CAT,
     "torch.flatten": FLATTEN,
+    "torch.mean": FLATTEN,  # over positions; or SCALE, if these stay as 1x1
 }
 NAMES = {resolve_name(name): name for name in FUNCTIONS}
 METHODS = {
     **dict.fromkeys(("relu", "contiguous"), SCALE),
-    **dict.fromkeys(("flatten", "view", "reshape"), FLATTEN),
-    **{"tanh": ZERO, "add": ADD, "add_": ADD, "size": SIZE},
+    **dict.fromkeys(("flatten", "view", "reshape", "mean"), FLATTEN),
+    **{"tanh": ZERO, "add": ADD, "add_": ADD, "size": SIZE, "chunk": SPLIT},
+    **{"sigmoid": CONSTANT, "mul": MUL, "mul_": MUL},
 }
+POOLS = ("MaxPool2d", "AvgPool2d", "AdaptiveAvgPool2d", "AdaptiveMaxPool2d", "ZeroPad2d")
 
 
 class ChannelTracer(fx.Tracer):
     """Keeps gates and layers whole, subclasses of torch's own too."""
+
+    record_stack_traces = True  # for messages
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return isinstance(module, tuple(MODULES)) or super().is_leaf_module(module, name)
@@ -65,7 +90,8 @@ def trace(net: nn.Module) -> fx.GraphModule:
     try:
         graph = ChannelTracer().trace(net)
     except (fx.proxy.TraceError, TypeError, RuntimeError, NameError) as error:
-        raise UserError(f"{type(net).__name__} cannot be traced: {error}") from error
+        where = stopped_at(error, net)
+        raise UserError(f"{type(net).__name__} cannot be traced{where}: {error}") from error
     for node in graph.find_nodes(op="placeholder"):
         if not node.users:  # an optional argument
             graph.erase_node(node)
@@ -73,6 +99,7 @@ def trace(net: nn.Module) -> fx.GraphModule:
     for node in graph.nodes:
         if changes_its_input(traced, node) and len(node.all_input_nodes[0].users) > 1:
             refuse(traced, node, ": it works in place on a tensor that is read elsewhere too")
+    replace_shuffles(graph)
     graph.eliminate_dead_code()
     traced.recompile()
     check_nothing_is_shared(traced)
@@ -82,7 +109,26 @@ def trace(net: nn.Module) -> fx.GraphModule:
 def changes_its_input(traced: fx.GraphModule, node: fx.Node) -> bool:
     in_place = getattr(module_of(traced, node), "inplace", False) or node.kwargs.get("inplace")
     named_so = node.op == "call_method" and node.target.endswith("_")
-    return bool(in_place) or named_so or NAMES.get(node.target) == "_operator.iadd"
+    return bool(in_place) or named_so or node.target in (operator.iadd, operator.imul)
+
+
+def replace_shuffles(graph: fx.Graph) -> None:
+    """One operation for the usual four of a channel shuffle: (N, groups, C / groups, H, W),
+    transposed, and flattened again."""
+    for last in graph.find_nodes(op="call_method"):
+        swap = last.args[0]
+        if swap.target == "contiguous":
+            swap = swap.args[0]
+        if swap.target not in ("transpose", torch.transpose) or {*swap.args[1:]} != {1, 2}:
+            continue
+        first = swap.args[0]
+        if not all(n.target in ("view", "reshape") for n in (first, last)) or len(first.args) != 6:
+            continue
+        outer = [(n.args[1], *n.args[-2:]) for n in (first, last)]  # N, H, W
+        if outer[0] == outer[1] and len(last.args) == 5 and isinstance(first.args[2], int):
+            with graph.inserting_before(last):
+                shuffle = torch.channel_shuffle, (first.args[0], first.args[2])
+                last.replace_all_uses_with(graph.call_function(*shuffle))
 
 
 def check_nothing_is_shared(traced: fx.GraphModule) -> None:
@@ -118,7 +164,13 @@ def kind_of(traced: fx.GraphModule, node: fx.Node) -> str:
     }.get(node.op)
     if isinstance(module, nn.Conv2d) and kind and module.groups > 1:
         depthwise = module.groups == module.in_channels == module.out_channels
-        kind = AFFINE if depthwise else None
+        kind = AFFINE if depthwise else GROUPED
+    if node.target is operator.getitem and takes_part(node):
+        kind = SELECT
+    if kind == MUL and any(isinstance(a, int | float) and a > 0 for a in node.args):
+        kind = SCALE
+    if node.target in ("mean", torch.mean) and True in (*node.args[2:], node.kwargs.get("keepdim")):
+        kind = SCALE
     if kind is None or not takes_channels(traced, node, kind):
         refuse(traced, node)
     return kind
@@ -133,8 +185,13 @@ def takes_channels(traced: fx.GraphModule, node: fx.Node, kind: str) -> bool:
         return arguments[1:] in (["shape"], [0])
     if kind == CAT:
         return (node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")) == 1
-    if kind == ADD:
+    if kind in (ADD, MUL):
         return len(node.args) == 2 and all(isinstance(a, fx.Node) for a in arguments)
+    if kind == SPLIT:
+        return (node.args[2] if len(node.args) > 2 else node.kwargs.get("dim")) == 1
+    if node.target in ("mean", torch.mean):
+        dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+        return {*dims} in ({2, 3}, {-1, -2}) if isinstance(dims, list | tuple) else False
     if isinstance(module, nn.Flatten):
         return (module.start_dim, module.end_dim) == (1, -1)
     if node.target in ("view", "reshape"):
@@ -144,6 +201,17 @@ def takes_channels(traced: fx.GraphModule, node: fx.Node, kind: str) -> bool:
     return True
 
 
+def takes_part(node: fx.Node) -> bool:
+    """Is it one of the parts of a split, or `x[:, first:last]`?"""
+    source, index = node.args
+    if isinstance(index, int):
+        return source.target in ("chunk", torch.chunk)
+    if not isinstance(index, tuple) or [*map(type, index)] != [slice, slice]:
+        return False
+    bounds = index[1].start, index[1].stop, index[1].step
+    return index[0] == slice(None) and not any(isinstance(b, fx.Node) for b in bounds)
+
+
 def refuse(traced: fx.GraphModule, node: fx.Node, detail: str = "") -> None:
     """Raise UserError that names the operation."""
     if node.op == "call_module":
@@ -151,4 +219,4 @@ def refuse(traced: fx.GraphModule, node: fx.Node, detail: str = "") -> None:
         what = f"{node.target} ({type(module).__name__}({module.extra_repr()}))"
     else:
         what = f"{getattr(node.target, '__name__', node.target)} ({node.format_node()})"
-    raise UserError(f"channels cannot be followed through {what}{detail}")
+    raise UserError(f"channels cannot be followed through {what}{place_of(node)}{detail}")

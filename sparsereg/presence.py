@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from sparsereg.channels import NO_GATE, ChannelGraph
+from sparsereg.constants import way_to_reader
 from sparsereg.operations import MIX
 from sparsereg.readers import settle
 
@@ -41,11 +42,15 @@ class Presences:
     """
 
     def __init__(self, channels: ChannelGraph):
-        self.channels = channels
         self.table: list[Presence | None] = [None]
         self.numbers: dict[Presence, int] = {}
         self.number(Presence(NO_GATE, frozenset([NO_GATE])))  # ALWAYS
-        self.of: dict[fx.Node, Tensor] = settle(channels, self.read, self.either, at_input=ALWAYS)
+        self.of: dict[fx.Node, Tensor] = settle(
+            channels, self.read, self.either, always=ALWAYS, never=NEVER
+        )
+        for node, kind in channels.kinds.items():
+            if kind == MIX:
+                self.may_be_constant(channels, node)
 
     def number(self, presence: Presence) -> int:
         if presence not in self.numbers:
@@ -53,9 +58,8 @@ class Presences:
             self.table.append(presence)
         return self.numbers[presence]
 
-    def read(self, node: fx.Node, layer: Tensor | None) -> Tensor:
+    def read(self, gates: Tensor, layer: Tensor | None) -> Tensor:
         """A layer reads what is not zero, if any of its own channels is there."""
-        gates = self.channels.gate_of[node]
         if layer is None:
             return torch.full_like(gates, ALWAYS)
         conditions = [self.table[n].condition() for n in layer.unique().tolist() if n != NEVER]
@@ -76,6 +80,18 @@ class Presences:
         if first.gate == second.gate:
             return self.number(Presence(first.gate, first.readers | second.readers))
         return self.number(Presence(NO_GATE, first.condition() | second.condition()))
+
+    def may_be_constant(self, channels: ChannelGraph, layer: fx.Node) -> None:
+        """If closed inputs leave a constant of a layer (`constants`), it is there, with what makes
+        its output ready for the addition, only while one of the inputs is open."""
+        inputs = frozenset(channels.gate_of[channels.sources(layer)[0]].tolist())
+        way = None if NO_GATE in inputs else way_to_reader(channels, layer)
+        for node in way[:-1] if way else []:
+            for number in self.of[node].unique().tolist():
+                gate, readers = self.table[number] or (NO_GATE, frozenset())
+                if readers == {NO_GATE}:
+                    only_then = self.number(Presence(gate, inputs))
+                    self.of[node] = torch.where(self.of[node] == number, only_then, self.of[node])
 
 
 def bottlenecks(channels: ChannelGraph) -> list[list[int]]:

@@ -1,0 +1,34 @@
+"""Where in a network's own code something stopped the analysis of its channels."""
+
+import linecache
+import re
+import traceback
+from pathlib import Path
+
+from torch import fx, nn
+
+
+def stopped_at(error: BaseException, net: nn.Module) -> str:
+    """ in layer1.0 (Block), nets.py line 12, `if x.sum() > 0:`: the last line of the network's
+    own forward that ran before the error."""
+    names = {id(module): name for name, module in net.named_modules()}
+    found = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        module, file = frame.f_locals.get("self"), frame.f_code.co_filename
+        if id(module) in names and frame.f_code.co_name != "__call__":
+            code = linecache.getline(file, line).strip()
+            what = f"{names[id(module)] or 'forward'} ({type(module).__name__})"
+            found = f" in {what}, {Path(file).name} line {line}, `{code}`"
+    return found
+
+
+def place_of(node: fx.Node) -> str:
+    """The same for an operation of the graph, if the graph knows its origin."""
+    lines = re.findall(r'File "(.+)", line (\d+), in .*\n\s*(.*)', node.stack_trace or "")
+    if not lines:
+        return ""
+    file, line, code = lines[-1]
+    stack = list((node.meta.get("nn_module_stack") or {"": ("forward", None)}).values())
+    own = stack[:-1] if node.op == "call_module" else stack  # the last is what is called
+    name = own[-1][0] if own else "forward"
+    return f" in {name or 'forward'}, {Path(file).name} line {line}, `{code.strip()}`"
