@@ -53,6 +53,8 @@ class Presences:
                 self.may_be_constant(channels, node)
 
     def number(self, presence: Presence) -> int:
+        if NO_GATE in presence.readers:  # always open: the others do not matter
+            presence = presence._replace(readers=frozenset([NO_GATE]))
         if presence not in self.numbers:
             self.numbers[presence] = len(self.table)
             self.table.append(presence)
