@@ -103,6 +103,9 @@ class ChannelGraph:
     def module(self, node: fx.Node) -> nn.Module | None:
         return module_of(self.traced, node)
 
+    def name_of(self, node: fx.Node) -> str:
+        return node.target if node.op == "call_module" else node.name
+
     def sources(self, node: fx.Node) -> list[fx.Node]:
         """The tensors that a node reads, in order; twice, what it reads twice."""
         arguments = [*node.args, *node.kwargs.values()]
@@ -138,9 +141,8 @@ class ChannelGraph:
             self.note(before[0], f"{node.target} is a grouped convolution: its groups stay equal")
         if kind in (MIX, GROUPED):
             return torch.full((self.module(node).weight.shape[0],), NO_GATE)
-        if kind == AFFINE:
-            self.note(before[0], f"{node.target} makes a constant of its zero")
         if kind in (AFFINE, CONSTANT):
+            self.note(before[0], f"{self.name_of(node)} makes a constant of its zero")
             return torch.full_like(before[0], NO_GATE)
         if kind == GATE:
             first = 1 + sum(len(numbers) for numbers in self.gates.values())

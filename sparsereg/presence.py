@@ -5,6 +5,7 @@ gates behind its readers is open. Whether those are read in turn is not asked ag
 only if all gates of some bottleneck are closed, and then the image no longer reaches what reads it.
 """
 
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -53,8 +54,6 @@ class Presences:
                 self.may_be_constant(channels, node)
 
     def number(self, presence: Presence) -> int:
-        if NO_GATE in presence.readers:  # always open: the others do not matter
-            presence = presence._replace(readers=frozenset([NO_GATE]))
         if presence not in self.numbers:
             self.numbers[presence] = len(self.table)
             self.table.append(presence)
@@ -67,7 +66,7 @@ class Presences:
         conditions = [self.table[n].condition() for n in layer.unique().tolist() if n != NEVER]
         if not conditions:
             return torch.full_like(gates, NEVER)
-        readers = frozenset().union(*conditions)
+        readers = reduce(union, conditions)
         return torch.tensor([self.number(Presence(gate, readers)) for gate in gates.tolist()])
 
     def either(self, first: Tensor, second: Tensor) -> Tensor:
@@ -80,8 +79,8 @@ class Presences:
             return max(a, b)
         first, second = self.table[a], self.table[b]
         if first.gate == second.gate:
-            return self.number(Presence(first.gate, first.readers | second.readers))
-        return self.number(Presence(NO_GATE, first.condition() | second.condition()))
+            return self.number(Presence(first.gate, union(first.readers, second.readers)))
+        return self.number(Presence(NO_GATE, union(first.condition(), second.condition())))
 
     def may_be_constant(self, channels: ChannelGraph, layer: fx.Node) -> None:
         """If closed inputs leave a constant of a layer (`constants`), it is there, with what makes
@@ -94,6 +93,11 @@ class Presences:
                 if readers == {NO_GATE}:
                     only_then = self.number(Presence(gate, inputs))
                     self.of[node] = torch.where(self.of[node] == number, only_then, self.of[node])
+
+
+def union(a: frozenset[int], b: frozenset[int]) -> frozenset[int]:
+    """`NO_GATE` is always open, so beside it the others do not matter."""
+    return frozenset([NO_GATE]) if NO_GATE in a or NO_GATE in b else a | b
 
 
 def bottlenecks(channels: ChannelGraph) -> list[list[int]]:

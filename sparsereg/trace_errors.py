@@ -5,7 +5,10 @@ import re
 import traceback
 from pathlib import Path
 
+import torch
 from torch import fx, nn
+
+TORCH = str(Path(torch.__file__).parent)
 
 
 def stopped_at(error: BaseException, net: nn.Module) -> str:
@@ -25,6 +28,7 @@ def stopped_at(error: BaseException, net: nn.Module) -> str:
 def place_of(node: fx.Node) -> str:
     """The same for an operation of the graph, if the graph knows its origin."""
     lines = re.findall(r'File "(.+)", line (\d+), in .*\n\s*(.*)', node.stack_trace or "")
+    lines = [line for line in lines if not line[0].startswith((TORCH, "<"))]
     if not lines:
         return ""
     file, line, code = lines[-1]
