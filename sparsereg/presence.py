@@ -5,7 +5,7 @@ gates behind its readers is open. Whether those are read in turn is not asked ag
 only if all gates of some bottleneck are closed, and then the image no longer reaches what reads it.
 """
 
-from functools import reduce
+from functools import cache, reduce
 from typing import NamedTuple
 
 import torch
@@ -45,6 +45,9 @@ class Presences:
     def __init__(self, channels: ChannelGraph):
         self.table: list[Presence | None] = [None]
         self.numbers: dict[Presence, int] = {}
+        # large sets come again and again: each is one object, which is fast to compare
+        self.sets: dict[frozenset[int], frozenset[int]] = {}
+        self.union = cache(lambda a, b: self.sets.setdefault(either_of := union(a, b), either_of))
         self.number(Presence(NO_GATE, frozenset([NO_GATE])))  # ALWAYS
         self.of: dict[fx.Node, Tensor] = settle(
             channels, self.read, self.either, always=ALWAYS, never=NEVER
@@ -66,7 +69,7 @@ class Presences:
         conditions = [self.table[n].condition() for n in layer.unique().tolist() if n != NEVER]
         if not conditions:
             return torch.full_like(gates, NEVER)
-        readers = reduce(union, conditions)
+        readers = reduce(self.union, conditions)
         return torch.tensor([self.number(Presence(gate, readers)) for gate in gates.tolist()])
 
     def either(self, first: Tensor, second: Tensor) -> Tensor:
@@ -79,8 +82,8 @@ class Presences:
             return max(a, b)
         first, second = self.table[a], self.table[b]
         if first.gate == second.gate:
-            return self.number(Presence(first.gate, union(first.readers, second.readers)))
-        return self.number(Presence(NO_GATE, union(first.condition(), second.condition())))
+            return self.number(Presence(first.gate, self.union(first.readers, second.readers)))
+        return self.number(Presence(NO_GATE, self.union(first.condition(), second.condition())))
 
     def may_be_constant(self, channels: ChannelGraph, layer: fx.Node) -> None:
         """If closed inputs leave a constant of a layer (`constants`), it is there, with what makes
