@@ -1,6 +1,6 @@
 """A training step with gates beside one without, alternating in one process.
 
-    python -m benchmarks.gated_step [NETWORK] [--batch 32]
+python -m benchmarks.gated_step [NETWORK] [--batch 32]
 """
 
 import argparse

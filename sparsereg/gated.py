@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, fx, nn
 
-from sparsereg.model.basic_l0_blocks import GATES, L0Gate, draw_gates, gate_layers
+from sparsereg.model.basic_l0_blocks import L0Gate, draw_gates, gate_layers
 
 
 class GatedNetwork(nn.Module):

@@ -12,8 +12,8 @@ from torch import Tensor, fx, nn
 
 from sparsereg.channels import ChannelGraph
 from sparsereg.errors import UserError
-from sparsereg.gated import GATES, GatedNetwork
-from sparsereg.model.basic_l0_blocks import L0Gate, gate_layers
+from sparsereg.gated import GatedNetwork
+from sparsereg.model.basic_l0_blocks import GATES, L0Gate, gate_layers
 from sparsereg.operations import AFFINE, GROUPED, MIX, SCALE, ZERO, kind_of, module_of, trace
 
 TOLERANCE = 1e-4  # of the largest output, in single precision

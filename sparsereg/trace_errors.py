@@ -12,17 +12,19 @@ TORCH = str(Path(torch.__file__).parent)
 
 
 def stopped_at(error: BaseException, net: nn.Module) -> str:
-    """ in layer1.0 (Block), nets.py line 12, `if x.sum() > 0:`: the last line of the network's
+    """in layer1.0 (Block), nets.py line 12, `if x.sum() > 0:`: the last line of the network's
     own forward that ran before the error."""
     names = {id(module): name for name, module in net.named_modules()}
-    found = ""
+    module, place = None, ""
     for frame, line in traceback.walk_tb(error.__traceback__):
-        module, file = frame.f_locals.get("self"), frame.f_code.co_filename
-        if id(module) in names and frame.f_code.co_name != "__call__":
-            code = linecache.getline(file, line).strip()
-            what = f"{names[id(module)] or 'forward'} ({type(module).__name__})"
-            found = f" in {what}, {Path(file).name} line {line}, `{code}`"
-    return found
+        file = frame.f_code.co_filename
+        if not file.startswith(TORCH) and id(frame.f_locals.get("self")) in names:
+            module = frame.f_locals["self"]
+        if module is not None and not file.startswith(TORCH):  # or what its forward calls
+            place = f"{Path(file).name} line {line}, `{linecache.getline(file, line).strip()}`"
+    if module is None:
+        return ""
+    return f" in {names[id(module)] or 'forward'} ({type(module).__name__}), {place}"
 
 
 def place_of(node: fx.Node) -> str:
