@@ -29,7 +29,7 @@ TORCHVISION = (
 )
 PATTERNS = 3
 REASONS = {  # what the analysis says: what the table says
-    "adds it to another tensor": "read by an addition",
+    "added to another tensor": "read by an addition",
     "makes a constant of its zero": "read by a BatchNorm or depthwise convolution elsewhere",
     "grouped convolution": "grouped convolutions",
 }

@@ -129,7 +129,7 @@ class ChannelGraph:
         if kind == ADD:
             both = same(*before)
             for gates in before:
-                self.note(gates[both == NO_GATE], f"{node.name} adds it to another tensor")
+                self.note(gates[both == NO_GATE], f"it is added to another tensor ({node.name})")
             return both
         if kind == MUL:
             self.note(before[1][before[0] != NO_GATE], f"{node.name} multiplies it")
