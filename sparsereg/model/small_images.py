@@ -33,13 +33,13 @@ def mobilenet_v3_small(num_classes: int) -> nn.Module:
 
 
 def lenet5(num_classes: int) -> nn.Module:
-    """LeCun et al. 1998 with ReLU and max-pooling, as in Louizos et al. 2018, for colour images.
+    """LeCun et al. 1998 with ReLU and the widths of Louizos et al. 2018, for colour images.
 
-    The second pooling leaves 5x5 positions, whatever the size of the image.
+    The second pooling leaves 5x5 positions, whatever the size of the image (half, for 32x32).
     """
     return nn.Sequential(
         *(nn.Conv2d(3, 20, 5), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Conv2d(20, 50, 5), nn.ReLU(), nn.AdaptiveMaxPool2d(5), nn.Flatten()),
+        *(nn.Conv2d(20, 50, 5), nn.ReLU(), nn.AdaptiveAvgPool2d(5), nn.Flatten()),
         *(nn.Linear(50 * 25, 500), nn.ReLU(), nn.Linear(500, num_classes)),
     )
 
