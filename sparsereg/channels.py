@@ -35,6 +35,7 @@ from sparsereg.operations import (
     SELECT,
     SIZE,
     SPLIT,
+    UNFLATTEN,
     kind_of,
     module_of,
     refuse,
@@ -122,7 +123,7 @@ class ChannelGraph:
         sources = self.sources(node)
         before = [self.gate_of[source] for source in sources]
         self.check_widths(node, kind, sources)
-        if kind == FLATTEN or any(source in self.flat for source in sources):
+        if kind != UNFLATTEN and (kind == FLATTEN or any(s in self.flat for s in sources)):
             self.flat.add(node)
         if kind == CAT:
             return torch.cat(before)
@@ -183,6 +184,8 @@ class ChannelGraph:
             refuse(self.traced, node, ": it joins flattened tensors")
         if kind in (SPLIT, SELECT) and sources[0] in self.flat:
             refuse(self.traced, node, ": it takes apart a flattened tensor")
+        if kind == UNFLATTEN and sources[0] not in self.flat:
+            refuse(self.traced, node, ": it is no flattened tensor")
         if kind in (ADD, MUL) and width != len(self.gate_of[sources[1]]):
             refuse(self.traced, node, ": its sides have different numbers of channels")
         if kind == GATE and (self.gate_of[sources[0]] != NO_GATE).any():

@@ -143,7 +143,8 @@ def did_you_mean(word: str, known: list[str]) -> str:
 
 
 def known_settings() -> list[str]:
-    """Every key that can be set with the default choice of groups, and the groups themselves."""
+    """Every key that can be set with the default choice of groups, or another model, and the groups
+    themselves."""
     if GlobalHydra.instance().is_initialized():
         cfg = hydra.compose("train")
     else:
@@ -159,6 +160,8 @@ def known_settings() -> list[str]:
                 walk(child, f"{prefix}{key}.")
 
     walk(cfg, "")
+    for path in (CONFIG / "model").glob("*.yaml"):
+        walk(OmegaConf.load(path), "model.")
     return names
 
 

@@ -27,6 +27,7 @@ AFFINE = "affine"  # the same, with parameters for each channel
 MUL = "mul"  # of two tensors, channel by channel, as in squeeze-excitation
 SPLIT, SELECT = "split", "select"  # a tuple of parts; channels of the input in some order
 GATE, CAT, ADD, FLATTEN = "gate", "cat", "add", "flatten"
+UNFLATTEN = "unflatten"  # (N, C) to (N, C, 1, 1)
 
 MODULES = {
     **dict.fromkeys((nn.ReLU, nn.LeakyReLU, nn.Identity, nn.Dropout, nn.Dropout2d), SCALE),
@@ -100,6 +101,7 @@ def trace(net: nn.Module) -> fx.GraphModule:
         if changes_its_input(traced, node) and len(node.all_input_nodes[0].users) > 1:
             refuse(traced, node, ": it works in place on a tensor that is read elsewhere too")
     replace_shuffles(graph)
+    drop_expansions(graph)
     graph.eliminate_dead_code()
     traced.recompile()
     check_nothing_is_shared(traced)
@@ -129,6 +131,13 @@ def replace_shuffles(graph: fx.Graph) -> None:
             with graph.inserting_before(last):
                 shuffle = torch.channel_shuffle, (first.args[0], first.args[2])
                 last.replace_all_uses_with(graph.call_function(*shuffle))
+
+
+def drop_expansions(graph: fx.Graph) -> None:
+    """`x * y.expand_as(x)` is `x * y`."""
+    for node in graph.find_nodes(op="call_method", target="expand_as"):
+        if all(FUNCTIONS.get(NAMES.get(user.target)) == MUL for user in node.users):
+            node.replace_all_uses_with(node.args[0])
 
 
 def check_nothing_is_shared(traced: fx.GraphModule) -> None:
@@ -169,6 +178,8 @@ def kind_of(traced: fx.GraphModule, node: fx.Node) -> str:
         kind = SELECT
     if kind == MUL and any(isinstance(a, int | float) and a > 0 for a in node.args):
         kind = SCALE
+    if node.target in ("view", "reshape") and node.args[3:] == (1, 1):
+        kind = UNFLATTEN
     if node.target in ("mean", torch.mean) and True in (*node.args[2:], node.kwargs.get("keepdim")):
         kind = SCALE
     if kind is None or not takes_channels(traced, node, kind):
@@ -182,7 +193,7 @@ def takes_channels(traced: fx.GraphModule, node: fx.Node, kind: str) -> bool:
     if kind == OUTPUT:
         return isinstance(node.args[0], fx.Node)
     if kind == SIZE:  # as in x.view(x.size(0), -1)
-        return arguments[1:] in (["shape"], [0])
+        return arguments[1:] in (["shape"], [], [0], [1])
     if kind == CAT:
         return (node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")) == 1
     if kind in (ADD, MUL):
@@ -195,10 +206,19 @@ def takes_channels(traced: fx.GraphModule, node: fx.Node, kind: str) -> bool:
     if isinstance(module, nn.Flatten):
         return (module.start_dim, module.end_dim) == (1, -1)
     if node.target in ("view", "reshape"):
-        return len(node.args) == 3 and node.args[2] == -1
+        channels = (-1,) if kind == FLATTEN else ()
+        is_right = node.args[2] in channels or is_number_of_channels(node.args[2])
+        return len(node.args) == (3 if kind == FLATTEN else 5) and is_right
     if kind == FLATTEN:
         return arguments[1:] == [1]
     return True
+
+
+def is_number_of_channels(argument: object) -> bool:
+    """x.size(1), x.shape[1] or the second of x.size()."""
+    if not isinstance(argument, fx.Node) or argument.args[1:] != (1,):
+        return False
+    return argument.target == "size" or argument.target is operator.getitem
 
 
 def takes_part(node: fx.Node) -> bool:

@@ -141,7 +141,8 @@ def select(channels: ChannelGraph, node: fx.Node, present: dict[fx.Node, Tensor]
     traced, [source] = channels.traced, channels.sources(node)
     places = present[source].cumsum(0) - 1  # of the channels that remain
     order = places[channels.order[node][present[node].bool()]]
-    layer = ChannelSelect(len(order))
+    device = next(traced.parameters()).device
+    layer = ChannelSelect(len(order)).to(device)
     layer.order.copy_(order)
     if channels.kinds[source] == SPLIT:
         [source] = channels.sources(source)

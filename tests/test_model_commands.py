@@ -20,6 +20,7 @@ OTHER_MODELS = [
         ["model.name=resnet5", "did you mean 'resnet50'"],
     ),
     (["model=lenet5", "model.name=lenet"], ["model.name=lenet", "did you mean 'lenet5'?"]),
+    (["model=lenet5", "model.pretained=x"], ["model.pretained", "mean 'model.pretrained'?"]),
     (["model=lenet5", "model.library=keras"], ["model.library=keras", "torchvision, timm"]),
     (["model=lenet5", "model.pretrained=nowhere.pt"], ["model.pretrained=nowhere.pt"]),
     (["model=lenet5", "model.include=[3]"], ["model.include=[3]", "names of layers"]),
