@@ -19,7 +19,6 @@ from itertools import groupby
 import torch
 from torch import Tensor, fx, nn
 
-from sparsereg.model.layers import ChannelSelect
 from sparsereg.operations import (
     ADD,
     AFFINE,
@@ -36,12 +35,13 @@ from sparsereg.operations import (
     SIZE,
     SPLIT,
     UNFLATTEN,
+    channel_order,
     kind_of,
     module_of,
     refuse,
-    trace,
 )
 from sparsereg.readers import settle
+from sparsereg.tracing import trace
 
 NO_GATE = 0  # gates count from 1
 UNREAD = -1  # no gate, because nothing reads the channel anyway
@@ -136,7 +136,7 @@ class ChannelGraph:
             self.note(before[1][before[0] != NO_GATE], f"{node.name} multiplies it")
             return torch.where(before[0] == NO_GATE, before[1], before[0])
         if kind == SELECT:
-            self.order[node] = self.find_order(node, len(before[0]))
+            self.order[node] = channel_order(self.traced, node, len(before[0]))
             return before[0][self.order[node]]
         if kind == GROUPED:
             self.note(before[0], f"{node.target} is a grouped convolution: its groups stay equal")
@@ -150,21 +150,6 @@ class ChannelGraph:
             self.gates[node.target] = range(first, first + len(before[0]))
             return torch.tensor(self.gates[node.target])
         return before[0]
-
-    def find_order(self, node: fx.Node, width: int) -> Tensor:
-        """Found by running the operation on the numbers of the channels."""
-        numbers = torch.arange(width, dtype=torch.float32).view(1, width, 1, 1)
-        [source], module = self.sources(node), self.module(node)
-        if isinstance(module, ChannelSelect):
-            return module.order.cpu()
-        if module is not None:
-            numbers = module(numbers)
-        elif self.kinds[source] == SPLIT:
-            [how_many, *_] = *source.args[1:], *source.kwargs.values()
-            numbers = numbers.chunk(how_many, dim=1)[node.args[1]]
-        else:
-            numbers = node.target(numbers, *node.args[1:], **node.kwargs)
-        return numbers.flatten().long()
 
     def input_width(self, node: fx.Node) -> int:
         """The input has the channels that the first layer reads."""

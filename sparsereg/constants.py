@@ -84,9 +84,8 @@ def keeps_constants(channels: "ChannelGraph", node: fx.Node) -> bool:
 def run(channels: "ChannelGraph", node: fx.Node, value: Tensor) -> Tensor:
     if node.op == "call_module":
         return channels.module(node)(value)
-    if node.op == "call_method":
-        return getattr(value, node.target)(*node.args[1:], **node.kwargs)
-    return node.target(value, *node.args[1:], **node.kwargs)
+    arguments = [value if isinstance(argument, fx.Node) else argument for argument in node.args]
+    return node.target(*arguments, **node.kwargs)
 
 
 def put_in(channels: "ChannelGraph", constants: Constants) -> None:

@@ -1,17 +1,16 @@
-"""The traced network, and what each of its operations does to channels."""
+"""What each operation of a traced network does to channels."""
 
 import operator
-from collections import Counter
 from pkgutil import resolve_name
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torchvision.ops import StochasticDepth
 
 from sparsereg.errors import UserError
 from sparsereg.model.basic_l0_blocks import L0Gate
 from sparsereg.model.layers import BatchNorm, ChannelScale, ChannelSelect, ChannelShift
-from sparsereg.trace_errors import place_of, stopped_at
+from sparsereg.trace_errors import place_of
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, BatchNorm)
 
@@ -73,85 +72,6 @@ METHODS = {
 POOLS = ("MaxPool2d", "AvgPool2d", "AdaptiveAvgPool2d", "AdaptiveMaxPool2d", "ZeroPad2d")
 
 
-class ChannelTracer(fx.Tracer):
-    """Keeps gates and layers whole, subclasses of torch's own too."""
-
-    record_stack_traces = True  # for messages
-
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, tuple(MODULES)) or super().is_leaf_module(module, name)
-
-
-def trace(net: nn.Module) -> fx.GraphModule:
-    """The graph of `net` in its present mode; it shares the modules of `net`.
-
-    Raises:
-        UserError: the Python code depends on the values of tensors, or a layer is used twice.
-    """
-    try:
-        graph = ChannelTracer().trace(net)
-    except (fx.proxy.TraceError, TypeError, RuntimeError, NameError) as error:
-        where = stopped_at(error, net)
-        raise UserError(f"{type(net).__name__} cannot be traced{where}: {error}") from error
-    for node in graph.find_nodes(op="placeholder"):
-        if not node.users:  # an optional argument
-            graph.erase_node(node)
-    traced = fx.GraphModule(net, graph)
-    for node in graph.nodes:
-        if changes_its_input(traced, node) and len(node.all_input_nodes[0].users) > 1:
-            refuse(traced, node, ": it works in place on a tensor that is read elsewhere too")
-    replace_shuffles(graph)
-    drop_expansions(graph)
-    graph.eliminate_dead_code()
-    traced.recompile()
-    check_nothing_is_shared(traced)
-    return traced
-
-
-def changes_its_input(traced: fx.GraphModule, node: fx.Node) -> bool:
-    in_place = getattr(module_of(traced, node), "inplace", False) or node.kwargs.get("inplace")
-    named_so = node.op == "call_method" and node.target.endswith("_")
-    return bool(in_place) or named_so or node.target in (operator.iadd, operator.imul)
-
-
-def replace_shuffles(graph: fx.Graph) -> None:
-    """One operation for the usual four of a channel shuffle: (N, groups, C / groups, H, W),
-    transposed, and flattened again."""
-    for last in graph.find_nodes(op="call_method"):
-        swap = last.args[0]
-        if swap.target == "contiguous":
-            swap = swap.args[0]
-        if swap.target not in ("transpose", torch.transpose) or {*swap.args[1:]} != {1, 2}:
-            continue
-        first = swap.args[0]
-        if not all(n.target in ("view", "reshape") for n in (first, last)) or len(first.args) != 6:
-            continue
-        outer = [(n.args[1], *n.args[-2:]) for n in (first, last)]  # N, H, W
-        if outer[0] == outer[1] and len(last.args) == 5 and isinstance(first.args[2], int):
-            with graph.inserting_before(last):
-                shuffle = torch.channel_shuffle, (first.args[0], first.args[2])
-                last.replace_all_uses_with(graph.call_function(*shuffle))
-
-
-def drop_expansions(graph: fx.Graph) -> None:
-    """`x * y.expand_as(x)` is `x * y`."""
-    for node in graph.find_nodes(op="call_method", target="expand_as"):
-        if all(FUNCTIONS.get(NAMES.get(user.target)) == MUL for user in node.users):
-            node.replace_all_uses_with(node.args[0])
-
-
-def check_nothing_is_shared(traced: fx.GraphModule) -> None:
-    """A layer in two places has the channels of both: it cannot be cut for one of them."""
-    calls = Counter(node.target for node in traced.graph.nodes if node.op == "call_module")
-    for name, times in calls.items():
-        if times > 1 and traced.get_submodule(name).state_dict():
-            raise UserError(f"{name} is called {times} times: shared layers cannot be followed")
-    seen: dict[int, str] = {}
-    for name, parameter in traced.named_parameters(remove_duplicate=False):
-        if seen.setdefault(id(parameter), name) != name:
-            raise UserError(f"{name} is also {seen[id(parameter)]}: shared weights, not followed")
-
-
 def module_of(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
     return traced.get_submodule(node.target) if node.op == "call_module" else None
 
@@ -195,6 +115,9 @@ def takes_channels(traced: fx.GraphModule, node: fx.Node, kind: str) -> bool:
     if kind == SIZE:  # as in x.view(x.size(0), -1)
         return arguments[1:] in (["shape"], [], [0], [1])
     if kind == CAT:
+        tensors = node.args[0] if node.args else node.kwargs.get("tensors")
+        if not isinstance(tensors, list | tuple):
+            return False
         return (node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")) == 1
     if kind in (ADD, MUL):
         return len(node.args) == 2 and all(isinstance(a, fx.Node) for a in arguments)
@@ -206,19 +129,24 @@ def takes_channels(traced: fx.GraphModule, node: fx.Node, kind: str) -> bool:
     if isinstance(module, nn.Flatten):
         return (module.start_dim, module.end_dim) == (1, -1)
     if node.target in ("view", "reshape"):
-        channels = (-1,) if kind == FLATTEN else ()
-        is_right = node.args[2] in channels or is_number_of_channels(node.args[2])
-        return len(node.args) == (3 if kind == FLATTEN else 5) and is_right
+        return is_view_of_channels(node, kind)
     if kind == FLATTEN:
         return arguments[1:] == [1]
     return True
 
 
-def is_number_of_channels(argument: object) -> bool:
-    """x.size(1), x.shape[1] or the second of x.size()."""
-    if not isinstance(argument, fx.Node) or argument.args[1:] != (1,):
-        return False
-    return argument.target == "size" or argument.target is operator.getitem
+def is_view_of_channels(node: fx.Node, kind: str) -> bool:
+    """x.view(x.size(0), -1), or x.view(x.size(0), x.size(1)), perhaps with (…, 1, 1)."""
+
+    def is_size(argument: object, dimension: int) -> bool:
+        if not isinstance(argument, fx.Node) or argument.args[1:] != (dimension,):
+            return False
+        return argument.target in ("size", operator.getitem)
+
+    if kind == FLATTEN and node.args[2:] == (-1,):
+        return True
+    sizes = node.args[1:3] if kind == UNFLATTEN else node.args[1:]
+    return len(sizes) == 2 and is_size(sizes[0], 0) and is_size(sizes[1], 1)
 
 
 def takes_part(node: fx.Node) -> bool:
@@ -230,6 +158,20 @@ def takes_part(node: fx.Node) -> bool:
         return False
     bounds = index[1].start, index[1].stop, index[1].step
     return index[0] == slice(None) and not any(isinstance(b, fx.Node) for b in bounds)
+
+
+def channel_order(traced: fx.GraphModule, node: fx.Node, width: int) -> Tensor:
+    """Which of the `width` channels of its input each channel of a SELECT operation is, found by
+    running it on their numbers."""
+    if isinstance(module := module_of(traced, node), ChannelSelect):
+        return module.order.cpu()
+    numbers, source = torch.arange(width, dtype=torch.float32).view(1, width, 1, 1), node.args[0]
+    if module is not None:
+        return module(numbers).flatten().long()
+    if source.target in ("chunk", torch.chunk):
+        [how_many, *_] = *source.args[1:], *source.kwargs.values()
+        return numbers.chunk(how_many, dim=1)[node.args[1]].flatten().long()
+    return node.target(numbers, *node.args[1:], **node.kwargs).flatten().long()
 
 
 def refuse(traced: fx.GraphModule, node: fx.Node, detail: str = "") -> None:

@@ -12,8 +12,8 @@ from sparsereg.compact import compact, fold
 from sparsereg.errors import UserError
 from sparsereg.insert import insert_gates, place_gates
 from sparsereg.model.basic_l0_blocks import GATES, L0Gate, draw_gates, gate_layers
-from sparsereg.operations import trace
 from sparsereg.plain_graph import build, describe
+from sparsereg.tracing import trace
 
 
 def depthwise(channels: int) -> nn.Sequential:
