@@ -30,7 +30,7 @@ TORCHVISION = (
 PATTERNS = 3
 REASONS = {  # what the analysis says: what the table says
     "added to another tensor": "read by an addition",
-    "makes a constant of its zero": "read by a BatchNorm or depthwise convolution elsewhere",
+    "makes a constant of its zero": "behind them a BatchNorm, depthwise convolution or sigmoid",
     "grouped convolution": "grouped convolutions",
 }
 
