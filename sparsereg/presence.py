@@ -45,9 +45,8 @@ class Presences:
     def __init__(self, channels: ChannelGraph):
         self.table: list[Presence | None] = [None]
         self.numbers: dict[Presence, int] = {}
-        # large sets come again and again: each is one object, which is fast to compare
         self.sets: dict[frozenset[int], frozenset[int]] = {}
-        self.union = cache(lambda a, b: self.sets.setdefault(either_of := union(a, b), either_of))
+        self.union = cache(self.union)  # large sets come again and again
         self.number(Presence(NO_GATE, frozenset([NO_GATE])))  # ALWAYS
         self.of: dict[fx.Node, Tensor] = settle(
             channels, self.read, self.either, always=ALWAYS, never=NEVER
@@ -85,6 +84,12 @@ class Presences:
             return self.number(Presence(first.gate, self.union(first.readers, second.readers)))
         return self.number(Presence(NO_GATE, self.union(first.condition(), second.condition())))
 
+    def union(self, a: frozenset[int], b: frozenset[int]) -> frozenset[int]:
+        """`NO_GATE` is always open, so beside it the others do not matter. Equal sets are one
+        object, which is fast to compare."""
+        both = frozenset([NO_GATE]) if NO_GATE in a or NO_GATE in b else a | b
+        return self.sets.setdefault(both, both)
+
     def may_be_constant(self, channels: ChannelGraph, layer: fx.Node) -> None:
         """If closed inputs leave a constant of a layer (`constants`), it is there, with what makes
         its output ready for the addition, only while one of the inputs is open."""
@@ -96,11 +101,6 @@ class Presences:
                 if readers == {NO_GATE}:
                     only_then = self.number(Presence(gate, inputs))
                     self.of[node] = torch.where(self.of[node] == number, only_then, self.of[node])
-
-
-def union(a: frozenset[int], b: frozenset[int]) -> frozenset[int]:
-    """`NO_GATE` is always open, so beside it the others do not matter."""
-    return frozenset([NO_GATE]) if NO_GATE in a or NO_GATE in b else a | b
 
 
 def bottlenecks(channels: ChannelGraph) -> list[list[int]]:
