@@ -53,6 +53,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict:
     from sparsereg.constraint import SparsityConstraint, check_reach
     from sparsereg.cost import ExpectedCost
     from sparsereg.loggers import new_loggers
+    from sparsereg.model.networks import check_takes
     from sparsereg.module import L0Module
     from sparsereg.report import evaluate, finish
     from sparsereg.run_folder import claim_version
@@ -75,6 +76,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict:
     else:
         net = instantiate(cfg.model, num_classes=len(data.classes))
         record["network"]["num_classes"] = len(data.classes)
+    check_takes(net, data.image_shape)
     if checkpoint is not None:
         load_weights(net, checkpoint, new_gates=not (cfg.resume_training or cfg.keep_gates))
     record["data"] = data.record()

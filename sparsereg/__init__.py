@@ -2,8 +2,13 @@
 
 
 def __getattr__(name: str):
-    if name == "load":  # imported on use: torch and Lightning take seconds
+    # imported on use: torch and Lightning take seconds
+    if name == "load":
         from sparsereg.checkpoint import load
 
         return load
+    if name == "insert_gates":
+        from sparsereg.insert import insert_gates
+
+        return insert_gates
     raise AttributeError(f"module 'sparsereg' has no attribute {name!r}")

@@ -6,7 +6,9 @@ every tensor learns which gate multiplies it; backward, every channel learns who
 - A gate's zero stays zero through activations, pooling, concatenation and flattening.
 - A convolution or linear layer mixes its inputs, and does not need those that are zero.
 - BatchNorm and depthwise convolutions keep channels apart, but make a constant of a zero.
-- An addition needs the same channels from both sides; zero is what is zero on both.
+- An addition needs the same channels from both sides; zero is what is zero on both. So does a
+  multiplication, as of squeeze-excitation, but there one zero is enough.
+- A grouped convolution keeps all its channels and those it reads: its groups must stay equal.
 
 A channel that nothing reads is not computed, and so on up to the input.
 """
@@ -21,20 +23,28 @@ from sparsereg.operations import (
     ADD,
     AFFINE,
     CAT,
+    CONSTANT,
     FLATTEN,
     GATE,
+    GROUPED,
     INPUT,
     MIX,
+    MUL,
     OUTPUT,
+    SELECT,
     SIZE,
+    SPLIT,
+    UNFLATTEN,
+    channel_order,
     kind_of,
     module_of,
     refuse,
-    trace,
 )
 from sparsereg.readers import settle
+from sparsereg.tracing import trace
 
 NO_GATE = 0  # gates count from 1
+UNREAD = -1  # no gate, because nothing reads the channel anyway
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,7 @@ class ChannelGraph:
         gate_of: for each node that has channels, the gate of each, (C,); `NO_GATE` for none.
         removed_by: the same, but the gate whose closing removes the channel.
         flat: nodes of shape (N, features), every channel with all its positions.
+        order: for each node that selects channels, which one of its source each of its own is.
         kept: gate layers that cannot remove all their channels, and why.
 
     Raises:
@@ -80,6 +91,7 @@ class ChannelGraph:
         self.gates: dict[str, range] = {}
         self.gate_of: dict[fx.Node, Tensor] = {}
         self.flat: set[fx.Node] = set()
+        self.order: dict[fx.Node, Tensor] = {}
         self.notes: dict[int, str] = {}  # gate: what is behind it
         for node, kind in self.kinds.items():
             if kind == OUTPUT:
@@ -91,6 +103,9 @@ class ChannelGraph:
 
     def module(self, node: fx.Node) -> nn.Module | None:
         return module_of(self.traced, node)
+
+    def name_of(self, node: fx.Node) -> str:
+        return node.target if node.op == "call_module" else node.name
 
     def sources(self, node: fx.Node) -> list[fx.Node]:
         """The tensors that a node reads, in order; twice, what it reads twice."""
@@ -108,19 +123,27 @@ class ChannelGraph:
         sources = self.sources(node)
         before = [self.gate_of[source] for source in sources]
         self.check_widths(node, kind, sources)
-        if kind == FLATTEN or any(source in self.flat for source in sources):
+        if kind != UNFLATTEN and (kind == FLATTEN or any(s in self.flat for s in sources)):
             self.flat.add(node)
         if kind == CAT:
             return torch.cat(before)
         if kind == ADD:
             both = same(*before)
             for gates in before:
-                self.note(gates[both == NO_GATE], f"{node.name} adds it to another tensor")
+                self.note(gates[both == NO_GATE], f"it is added to another tensor ({node.name})")
             return both
-        if kind == MIX:
+        if kind == MUL:
+            self.note(before[1][before[0] != NO_GATE], f"{node.name} multiplies it")
+            return torch.where(before[0] == NO_GATE, before[1], before[0])
+        if kind == SELECT:
+            self.order[node] = channel_order(self.traced, node, len(before[0]))
+            return before[0][self.order[node]]
+        if kind == GROUPED:
+            self.note(before[0], f"{node.target} is a grouped convolution: its groups stay equal")
+        if kind in (MIX, GROUPED):
             return torch.full((self.module(node).weight.shape[0],), NO_GATE)
-        if kind == AFFINE:
-            self.note(before[0], f"{node.target} makes a constant of its zero")
+        if kind in (AFFINE, CONSTANT):
+            self.note(before[0], f"{self.name_of(node)} makes a constant of its zero")
             return torch.full_like(before[0], NO_GATE)
         if kind == GATE:
             first = 1 + sum(len(numbers) for numbers in self.gates.values())
@@ -133,10 +156,10 @@ class ChannelGraph:
         if list(self.kinds.values()).count(INPUT) > 1:
             refuse(self.traced, node, ": the network has several inputs")
         for layer, kind in self.kinds.items():
-            if kind == MIX:
+            if kind in (MIX, GROUPED):
                 if isinstance(self.module(layer), nn.Linear):
                     self.flat.add(node)
-                return self.module(layer).weight.shape[1]
+                return width_of(self.module(layer))
         refuse(self.traced, node, ": no convolution or linear layer reads it")
 
     def check_widths(self, node: fx.Node, kind: str, sources: list[fx.Node]) -> None:
@@ -144,24 +167,24 @@ class ChannelGraph:
         width, module = len(self.gate_of[sources[0]]), self.module(node)
         if kind == CAT and any(source in self.flat for source in sources):
             refuse(self.traced, node, ": it joins flattened tensors")
-        if kind == ADD and width != len(self.gate_of[sources[1]]):
+        if kind in (SPLIT, SELECT) and sources[0] in self.flat:
+            refuse(self.traced, node, ": it takes apart a flattened tensor")
+        if kind == UNFLATTEN and sources[0] not in self.flat:
+            refuse(self.traced, node, ": it is no flattened tensor")
+        if kind in (ADD, MUL) and width != len(self.gate_of[sources[1]]):
             refuse(self.traced, node, ": its sides have different numbers of channels")
         if kind == GATE and (self.gate_of[sources[0]] != NO_GATE).any():
             refuse(self.traced, node, ": its channels have a gate already")
         if isinstance(module, nn.Linear):
             if sources[0] not in self.flat or module.in_features % width:
                 refuse(self.traced, node, f": {width} channels come in and are not flattened")
-        elif kind in (MIX, AFFINE, GATE) and width_of(module) != width:
+        elif kind in (MIX, GROUPED, AFFINE, GATE) and width_of(module) != width:
             refuse(self.traced, node, f": {width} channels come in")
 
     def note(self, gates: Tensor, reason: str) -> None:
         self.notes = dict.fromkeys(gates.tolist(), reason) | self.notes
 
     # Backward: who reads a channel
-
-    def alive(self, node: fx.Node, is_open: Tensor) -> Tensor:
-        """Which channels are not zero, (C,); `is_open` has 1 or 0 for each gate."""
-        return torch.cat([is_open.new_ones(1), is_open])[self.gate_of[node]]
 
     def present(self, is_open: Tensor) -> dict[fx.Node, Tensor]:
         """Which channels of each tensor remain in the cut network, (C,), 1 or 0.
@@ -170,19 +193,19 @@ class ChannelGraph:
             is_open: for each gate 1 or 0, shape (number of gates,), integers.
         """
 
-        def read(node: fx.Node, layer: Tensor | None) -> Tensor:
-            if layer is None:
-                return torch.ones_like(self.gate_of[node])
-            return self.alive(node, is_open) * layer.any()
+        alive = torch.cat([is_open.new_ones(1), is_open])
 
-        return settle(self, read, torch.maximum, at_input=1)
+        def read(gates: Tensor, layer: Tensor | None) -> Tensor:
+            return torch.ones_like(gates) if layer is None else alive[gates] * layer.any()
+
+        return settle(self, read, torch.maximum, always=1, never=0)
 
     def find_removers(self) -> dict[fx.Node, Tensor]:
-        def read(node: fx.Node, layer: Tensor | None) -> Tensor:
-            gates = self.gate_of[node]
+        def read(gates: Tensor, layer: Tensor | None) -> Tensor:
             return torch.full_like(gates, NO_GATE) if layer is None else gates
 
-        return settle(self, read, same, at_input=NO_GATE)
+        found = settle(self, read, same, always=NO_GATE, never=UNREAD)
+        return {node: gates.clamp(min=NO_GATE) for node, gates in found.items()}
 
     # What is found
 
@@ -206,7 +229,7 @@ class ChannelGraph:
                 self.segments(self.removed_by[node]),
             )
             for node, kind in self.kinds.items()
-            if kind in (MIX, AFFINE)
+            if kind in (MIX, GROUPED, AFFINE)
         }
 
     def segments(self, gates: Tensor) -> tuple[Segment, ...]:
@@ -222,14 +245,14 @@ class ChannelGraph:
 
 
 def same(a: Tensor, b: Tensor) -> Tensor:
-    """The gate where both have the same, else none."""
-    return torch.where(a == b, a, NO_GATE)
+    """The gate where both have the same, or only one is read, else none."""
+    both = torch.where(a == b, a, NO_GATE)
+    return torch.where(a == UNREAD, b, torch.where(b == UNREAD, a, both))
 
 
 def width_of(module: nn.Module) -> int:
-    """Input channels of a convolution, BatchNorm or gate."""
-    return (
-        getattr(module, "in_channels", None)
-        or getattr(module, "num_features", None)
-        or len(module.qz_loga)
+    """Input channels of a convolution, linear layer, BatchNorm or gate."""
+    names = ("in_channels", "in_features", "num_features")
+    return next((n for name in names if (n := getattr(module, name, None))), None) or len(
+        module.qz_loga
     )

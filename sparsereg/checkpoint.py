@@ -13,7 +13,7 @@ from torch import nn
 
 from sparsereg.checkpoint_file import check_checkpoint_file
 from sparsereg.errors import UserError
-from sparsereg.model.googlenet import GoogleNet
+from sparsereg.model.networks import rebuild
 from sparsereg.plain_graph import build
 
 
@@ -233,7 +233,7 @@ def new_network(checkpoint: dict) -> nn.Module:
     description = checkpoint["sparsereg"]["network"]
     try:
         if not is_compact(checkpoint):
-            return GoogleNet(**description)
+            return rebuild(description)
         net = build(description)
         net.meta["dense"] = description["dense"]
         return net

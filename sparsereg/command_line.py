@@ -158,13 +158,14 @@ def did_you_mean(word: str, known: list[str]) -> str:
 
 
 def known_settings(config_name: str) -> list[str]:
-    """Every key that can be set with the default choice of groups, and the groups themselves."""
+    """Every key that can be set with the default choice of groups, or another model, and the groups
+    themselves."""
     if GlobalHydra.instance().is_initialized():
         cfg = hydra.compose(config_name)
     else:
         with hydra.initialize_config_dir(str(CONFIG), version_base="1.3"):
             cfg = hydra.compose(config_name)
-    names = [path.name for path in CONFIG.iterdir() if path.is_dir() and config_name == "train"]
+    names: list[str] = []
 
     def walk(node: DictConfig, prefix: str) -> None:
         for key in node:
@@ -174,6 +175,10 @@ def known_settings(config_name: str) -> list[str]:
                 walk(child, f"{prefix}{key}.")
 
     walk(cfg, "")
+    if config_name == "train":
+        names += [path.name for path in CONFIG.iterdir() if path.is_dir()]
+        for path in (CONFIG / "model").glob("*.yaml"):
+            walk(OmegaConf.load(path), "model.")
     return names
 
 

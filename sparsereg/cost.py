@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from sparsereg.channels import ChannelGraph
 from sparsereg.model.basic_l0_blocks import gate_layers
-from sparsereg.operations import AFFINE, MIX
+from sparsereg.operations import AFFINE, GROUPED, MIX
 from sparsereg.presence import NEVER, Presences, bottlenecks
 
 
@@ -119,7 +119,7 @@ def highest(values: Tensor, groups: Tensor, number: int) -> Tensor:
 def terms(channels: ChannelGraph, presences: Presences, node: fx.Node) -> list[tuple[Tensor, ...]]:
     """The terms of one layer: how often each gate opens an input, an output, and lets it be read,
     (1 + gates,) each, and (parameters, multiply-adds) of a pair of channels and of an output."""
-    if channels.kinds[node] not in (MIX, AFFINE):
+    if channels.kinds[node] not in (MIX, GROUPED, AFFINE):
         return []
     [source] = channels.sources(node)
     inputs = [presences.table[n].gate for n in presences.of[source].tolist() if n != NEVER]
@@ -151,7 +151,8 @@ def prices(channels: ChannelGraph, node: fx.Node, c_in: int) -> tuple[Tensor, Te
     if channels.kinds[node] == MIX:
         pair = weights / (c_in * shape[1])
         return torch.tensor([pair, pair * positions]), torch.tensor([own, 0])
-    alone = weights / shape[1]  # depthwise, or a BatchNorm, whose arithmetic is not counted
+    # grouped: as many inputs as ever; or a BatchNorm, whose arithmetic is not counted
+    alone = weights / shape[1]
     counted = alone * positions if isinstance(module, nn.Conv2d) else 0
     return torch.tensor([0, 0]), torch.tensor([own + alone, counted])
 

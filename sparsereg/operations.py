@@ -1,100 +1,75 @@
-"""The traced network, and what each of its operations does to channels."""
+"""What each operation of a traced network does to channels."""
 
-from collections import Counter
+import operator
 from pkgutil import resolve_name
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
+from torchvision.ops import StochasticDepth
 
 from sparsereg.errors import UserError
 from sparsereg.model.basic_l0_blocks import L0Gate
-from sparsereg.model.layers import BatchNorm, ChannelScale
+from sparsereg.model.layers import BatchNorm, ChannelScale, ChannelSelect, ChannelShift
+from sparsereg.trace_errors import place_of
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, BatchNorm)
 
-# The kinds of operations. All but MIX, CAT, ADD and FLATTEN keep every channel to itself.
+# The kinds of operations. All but MIX, GROUPED, CAT, ADD, MUL, SELECT and FLATTEN keep every
+# channel to itself.
 INPUT, OUTPUT, SIZE = "input", "output", "size"
 MIX = "mix"  # every output channel depends on every input channel
+GROUPED = "grouped"  # a convolution that mixes within groups; it keeps all its channels, or none
 SCALE = "scale"  # f(c·x) = c·f(x) for c > 0, and f(0) = 0
 ZERO = "zero"  # f(0) = 0
-AFFINE = "affine"  # f(0) is a constant
+CONSTANT = "constant"  # f(0) is a constant
+AFFINE = "affine"  # the same, with parameters for each channel
+MUL = "mul"  # of two tensors, channel by channel, as in squeeze-excitation
+SPLIT, SELECT = "split", "select"  # a tuple of parts; channels of the input in some order
 GATE, CAT, ADD, FLATTEN = "gate", "cat", "add", "flatten"
+UNFLATTEN = "unflatten"  # (N, C) to (N, C, 1, 1)
 
 MODULES = {
     **dict.fromkeys((nn.ReLU, nn.LeakyReLU, nn.Identity, nn.Dropout, nn.Dropout2d), SCALE),
     **dict.fromkeys((nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, ChannelScale), SCALE),
-    **dict.fromkeys((nn.GELU, nn.Tanh, nn.SiLU, nn.ELU, nn.ReLU6, nn.Hardswish), ZERO),
-    **dict.fromkeys(BATCH_NORMS, AFFINE),
+    **dict.fromkeys((nn.AdaptiveMaxPool2d, nn.ZeroPad2d, StochasticDepth), SCALE),
+    **dict.fromkeys((nn.GELU, nn.Tanh, nn.SiLU, nn.ELU, nn.ReLU6, nn.Hardswish, nn.Mish), ZERO),
+    **dict.fromkeys((nn.Sigmoid, nn.Hardsigmoid), CONSTANT),
+    **dict.fromkeys((*BATCH_NORMS, ChannelShift), AFFINE),
+    **dict.fromkeys((nn.ChannelShuffle, ChannelSelect), SELECT),
     nn.Flatten: FLATTEN,
     nn.Linear: MIX,
-    nn.Conv2d: MIX,  # or AFFINE, if depthwise
+    nn.Conv2d: MIX,  # or AFFINE, if depthwise, or GROUPED
     L0Gate: GATE,
 }
 FUNCTIONS = {  # by name, because some of torch's functions do not know theirs
     **dict.fromkeys(("torch.relu", "torch.nn.functional.relu"), SCALE),
     **dict.fromkeys(("torch.nn.functional.leaky_relu", "torch.nn.functional.max_pool2d"), SCALE),
+    **dict.fromkeys(("torch.nn.functional.dropout", "torch.nn.functional.dropout2d"), SCALE),
     "torch.nn.functional.avg_pool2d": SCALE,
     "torch.nn.functional.adaptive_avg_pool2d": SCALE,
+    "torch.nn.functional.adaptive_max_pool2d": SCALE,
     **dict.fromkeys(("torch.nn.functional.gelu", "torch.nn.functional.silu"), ZERO),
+    **dict.fromkeys(("torch.nn.functional.hardswish", "torch.nn.functional.relu6"), ZERO),
+    "torch.nn.functional.elu": ZERO,
     "torch.tanh": ZERO,
+    **dict.fromkeys(("torch.sigmoid", "torch.nn.functional.hardsigmoid"), CONSTANT),
     **dict.fromkeys(("_operator.add", "_operator.iadd", "torch.add"), ADD),
+    **dict.fromkeys(("_operator.mul", "_operator.imul", "torch.mul"), MUL),
     **dict.fromkeys(("builtins.getattr", "_operator.getitem"), SIZE),
+    "torch.chunk": SPLIT,
+    "torch.channel_shuffle": SELECT,
     "torch.cat": CAT,
     "torch.flatten": FLATTEN,
+    "torch.mean": FLATTEN,  # over positions; or SCALE, if these stay as 1x1
 }
 NAMES = {resolve_name(name): name for name in FUNCTIONS}
 METHODS = {
     **dict.fromkeys(("relu", "contiguous"), SCALE),
-    **dict.fromkeys(("flatten", "view", "reshape"), FLATTEN),
-    **{"tanh": ZERO, "add": ADD, "add_": ADD, "size": SIZE},
+    **dict.fromkeys(("flatten", "view", "reshape", "mean"), FLATTEN),
+    **{"tanh": ZERO, "add": ADD, "add_": ADD, "size": SIZE, "chunk": SPLIT},
+    **{"sigmoid": CONSTANT, "mul": MUL, "mul_": MUL},
 }
-
-
-class ChannelTracer(fx.Tracer):
-    """Keeps gates and layers whole, subclasses of torch's own too."""
-
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, tuple(MODULES)) or super().is_leaf_module(module, name)
-
-
-def trace(net: nn.Module) -> fx.GraphModule:
-    """The graph of `net` in its present mode; it shares the modules of `net`.
-
-    Raises:
-        UserError: the Python code depends on the values of tensors, or a layer is used twice.
-    """
-    try:
-        graph = ChannelTracer().trace(net)
-    except (fx.proxy.TraceError, TypeError, RuntimeError, NameError) as error:
-        raise UserError(f"{type(net).__name__} cannot be traced: {error}") from error
-    for node in graph.find_nodes(op="placeholder"):
-        if not node.users:  # an optional argument
-            graph.erase_node(node)
-    traced = fx.GraphModule(net, graph)
-    for node in graph.nodes:
-        if changes_its_input(traced, node) and len(node.all_input_nodes[0].users) > 1:
-            refuse(traced, node, ": it works in place on a tensor that is read elsewhere too")
-    graph.eliminate_dead_code()
-    traced.recompile()
-    check_nothing_is_shared(traced)
-    return traced
-
-
-def changes_its_input(traced: fx.GraphModule, node: fx.Node) -> bool:
-    in_place = getattr(module_of(traced, node), "inplace", False) or node.kwargs.get("inplace")
-    named_so = node.op == "call_method" and node.target.endswith("_")
-    return bool(in_place) or named_so or NAMES.get(node.target) == "_operator.iadd"
-
-
-def check_nothing_is_shared(traced: fx.GraphModule) -> None:
-    """A layer in two places has the channels of both: it cannot be cut for one of them."""
-    calls = Counter(node.target for node in traced.graph.nodes if node.op == "call_module")
-    for name, times in calls.items():
-        if times > 1 and traced.get_submodule(name).state_dict():
-            raise UserError(f"{name} is called {times} times: shared layers cannot be followed")
-    seen: dict[int, str] = {}
-    for name, parameter in traced.named_parameters(remove_duplicate=False):
-        if seen.setdefault(id(parameter), name) != name:
-            raise UserError(f"{name} is also {seen[id(parameter)]}: shared weights, not followed")
+POOLS = ("MaxPool2d", "AvgPool2d", "AdaptiveAvgPool2d", "AdaptiveMaxPool2d", "ZeroPad2d")
 
 
 def module_of(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
@@ -118,7 +93,15 @@ def kind_of(traced: fx.GraphModule, node: fx.Node) -> str:
     }.get(node.op)
     if isinstance(module, nn.Conv2d) and kind and module.groups > 1:
         depthwise = module.groups == module.in_channels == module.out_channels
-        kind = AFFINE if depthwise else None
+        kind = AFFINE if depthwise else GROUPED
+    if node.target is operator.getitem and takes_part(node):
+        kind = SELECT
+    if kind == MUL and any(isinstance(a, int | float) and a > 0 for a in node.args):
+        kind = SCALE
+    if node.target in ("view", "reshape") and node.args[3:] == (1, 1):
+        kind = UNFLATTEN
+    if node.target in ("mean", torch.mean) and True in (*node.args[2:], node.kwargs.get("keepdim")):
+        kind = SCALE
     if kind is None or not takes_channels(traced, node, kind):
         refuse(traced, node)
     return kind
@@ -130,18 +113,65 @@ def takes_channels(traced: fx.GraphModule, node: fx.Node, kind: str) -> bool:
     if kind == OUTPUT:
         return isinstance(node.args[0], fx.Node)
     if kind == SIZE:  # as in x.view(x.size(0), -1)
-        return arguments[1:] in (["shape"], [0])
+        return arguments[1:] in (["shape"], [], [0], [1])
     if kind == CAT:
+        tensors = node.args[0] if node.args else node.kwargs.get("tensors")
+        if not isinstance(tensors, list | tuple):
+            return False
         return (node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")) == 1
-    if kind == ADD:
+    if kind in (ADD, MUL):
         return len(node.args) == 2 and all(isinstance(a, fx.Node) for a in arguments)
+    if kind == SPLIT:
+        return (node.args[2] if len(node.args) > 2 else node.kwargs.get("dim")) == 1
+    if node.target in ("mean", torch.mean):
+        dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+        return {*dims} in ({2, 3}, {-1, -2}) if isinstance(dims, list | tuple) else False
     if isinstance(module, nn.Flatten):
         return (module.start_dim, module.end_dim) == (1, -1)
     if node.target in ("view", "reshape"):
-        return len(node.args) == 3 and node.args[2] == -1
+        return is_view_of_channels(node, kind)
     if kind == FLATTEN:
         return arguments[1:] == [1]
     return True
+
+
+def is_view_of_channels(node: fx.Node, kind: str) -> bool:
+    """x.view(x.size(0), -1), or x.view(x.size(0), x.size(1)), perhaps with (…, 1, 1)."""
+
+    def is_size(argument: object, dimension: int) -> bool:
+        if not isinstance(argument, fx.Node) or argument.args[1:] != (dimension,):
+            return False
+        return argument.target in ("size", operator.getitem)
+
+    if kind == FLATTEN and node.args[2:] == (-1,):
+        return True
+    sizes = node.args[1:3] if kind == UNFLATTEN else node.args[1:]
+    return len(sizes) == 2 and is_size(sizes[0], 0) and is_size(sizes[1], 1)
+
+
+def takes_part(node: fx.Node) -> bool:
+    """Is it one of the parts of a split, or `x[:, first:last]`?"""
+    source, index = node.args
+    if isinstance(index, int):
+        return source.target in ("chunk", torch.chunk)
+    if not isinstance(index, tuple) or [*map(type, index)] != [slice, slice]:
+        return False
+    bounds = index[1].start, index[1].stop, index[1].step
+    return index[0] == slice(None) and not any(isinstance(b, fx.Node) for b in bounds)
+
+
+def channel_order(traced: fx.GraphModule, node: fx.Node, width: int) -> Tensor:
+    """Which of the `width` channels of its input each channel of a SELECT operation is, found by
+    running it on their numbers."""
+    if isinstance(module := module_of(traced, node), ChannelSelect):
+        return module.order.cpu()
+    numbers, source = torch.arange(width, dtype=torch.float32).view(1, width, 1, 1), node.args[0]
+    if module is not None:
+        return module(numbers).flatten().long()
+    if source.target in ("chunk", torch.chunk):
+        [how_many, *_] = *source.args[1:], *source.kwargs.values()
+        return numbers.chunk(how_many, dim=1)[node.args[1]].flatten().long()
+    return node.target(numbers, *node.args[1:], **node.kwargs).flatten().long()
 
 
 def refuse(traced: fx.GraphModule, node: fx.Node, detail: str = "") -> None:
@@ -151,4 +181,4 @@ def refuse(traced: fx.GraphModule, node: fx.Node, detail: str = "") -> None:
         what = f"{node.target} ({type(module).__name__}({module.extra_repr()}))"
     else:
         what = f"{getattr(node.target, '__name__', node.target)} ({node.format_node()})"
-    raise UserError(f"channels cannot be followed through {what}{detail}")
+    raise UserError(f"channels cannot be followed through {what}{place_of(node)}{detail}")

@@ -14,6 +14,7 @@ from sparsereg.operations import FUNCTIONS, METHODS, MODULES, NAMES, kind_of, re
 
 TYPES = {known.__name__: known for known in MODULES if known is not L0Gate}
 NAME = re.compile(r"\w+(\.\w+)*")
+LAYER_NAME = re.compile(r"[\w-]+(\.[\w-]+)*")
 PLAIN = (bool, int, float, str, type(None))
 
 
@@ -72,7 +73,7 @@ def build(description: dict) -> fx.GraphModule:
     """
     layers = {}
     for name, (type_name, settings) in description["layers"].items():
-        check(type_name in TYPES and NAME.fullmatch(name), f"{name}, a {type_name}")
+        check(type_name in TYPES and LAYER_NAME.fullmatch(name), f"{name}, a {type_name}")
         layers[name] = TYPES[type_name](**settings)
     graph, made = fx.Graph(), {}
     for name, how, what, arguments, named in description["operations"]:

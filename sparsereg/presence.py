@@ -5,12 +5,14 @@ gates behind its readers is open. Whether those are read in turn is not asked ag
 only if all gates of some bottleneck are closed, and then the image no longer reaches what reads it.
 """
 
+from functools import cache, reduce
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx
 
 from sparsereg.channels import NO_GATE, ChannelGraph
+from sparsereg.constants import way_to_reader
 from sparsereg.operations import MIX
 from sparsereg.readers import settle
 
@@ -41,11 +43,17 @@ class Presences:
     """
 
     def __init__(self, channels: ChannelGraph):
-        self.channels = channels
         self.table: list[Presence | None] = [None]
         self.numbers: dict[Presence, int] = {}
+        self.sets: dict[frozenset[int], frozenset[int]] = {}
+        self.union = cache(self.union)  # large sets come again and again
         self.number(Presence(NO_GATE, frozenset([NO_GATE])))  # ALWAYS
-        self.of: dict[fx.Node, Tensor] = settle(channels, self.read, self.either, at_input=ALWAYS)
+        self.of: dict[fx.Node, Tensor] = settle(
+            channels, self.read, self.either, always=ALWAYS, never=NEVER
+        )
+        for node, kind in channels.kinds.items():
+            if kind == MIX:
+                self.may_be_constant(channels, node)
 
     def number(self, presence: Presence) -> int:
         if presence not in self.numbers:
@@ -53,15 +61,14 @@ class Presences:
             self.table.append(presence)
         return self.numbers[presence]
 
-    def read(self, node: fx.Node, layer: Tensor | None) -> Tensor:
+    def read(self, gates: Tensor, layer: Tensor | None) -> Tensor:
         """A layer reads what is not zero, if any of its own channels is there."""
-        gates = self.channels.gate_of[node]
         if layer is None:
             return torch.full_like(gates, ALWAYS)
         conditions = [self.table[n].condition() for n in layer.unique().tolist() if n != NEVER]
         if not conditions:
             return torch.full_like(gates, NEVER)
-        readers = frozenset().union(*conditions)
+        readers = reduce(self.union, conditions)
         return torch.tensor([self.number(Presence(gate, readers)) for gate in gates.tolist()])
 
     def either(self, first: Tensor, second: Tensor) -> Tensor:
@@ -74,8 +81,26 @@ class Presences:
             return max(a, b)
         first, second = self.table[a], self.table[b]
         if first.gate == second.gate:
-            return self.number(Presence(first.gate, first.readers | second.readers))
-        return self.number(Presence(NO_GATE, first.condition() | second.condition()))
+            return self.number(Presence(first.gate, self.union(first.readers, second.readers)))
+        return self.number(Presence(NO_GATE, self.union(first.condition(), second.condition())))
+
+    def union(self, a: frozenset[int], b: frozenset[int]) -> frozenset[int]:
+        """`NO_GATE` is always open, so beside it the others do not matter. Equal sets are one
+        object, which is fast to compare."""
+        both = frozenset([NO_GATE]) if NO_GATE in a or NO_GATE in b else a | b
+        return self.sets.setdefault(both, both)
+
+    def may_be_constant(self, channels: ChannelGraph, layer: fx.Node) -> None:
+        """If closed inputs leave a constant of a layer (`constants`), it is there, with what makes
+        its output ready for the addition, only while one of the inputs is open."""
+        inputs = frozenset(channels.gate_of[channels.sources(layer)[0]].tolist())
+        way = None if NO_GATE in inputs else way_to_reader(channels, layer)
+        for node in way[:-1] if way else []:
+            for number in self.of[node].unique().tolist():
+                gate, readers = self.table[number] or (NO_GATE, frozenset())
+                if readers == {NO_GATE}:
+                    only_then = self.number(Presence(gate, inputs))
+                    self.of[node] = torch.where(self.of[node] == number, only_then, self.of[node])
 
 
 def bottlenecks(channels: ChannelGraph) -> list[list[int]]:

@@ -7,52 +7,61 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, fx
 
-from sparsereg.operations import CAT, INPUT, MIX, OUTPUT, refuse
+from sparsereg.operations import CAT, GROUPED, INPUT, MIX, OUTPUT, SELECT, refuse
 
 if TYPE_CHECKING:
     from sparsereg.channels import ChannelGraph
 
-Read = Callable[[fx.Node, Tensor | None], Tensor]  # what a layer asks of the node it reads
+Read = Callable[[Tensor, Tensor | None], Tensor]  # what a layer asks of channels with these gates
 Either = Callable[[Tensor, Tensor], Tensor]  # what two readers ask together
 
 
 def settle(
-    graph: "ChannelGraph", read: Read, either: Either, at_input: int
+    graph: "ChannelGraph", read: Read, either: Either, always: int, never: int
 ) -> dict[fx.Node, Tensor]:
     """What the readers of each channel ask of it.
 
     Args:
-        read: what a layer, for which `Tensor` is asked, or the output, None, asks of a node.
+        read: what a layer, for which `Tensor` is asked, or the output, None, asks of channels.
         either: what two readers ask together.
-        at_input: what is asked of the network's input, which nothing can cut.
+        always: what is asked of the network's input, which nothing can cut.
+        never: what is asked of a channel that nothing reads.
     """
     inputs = [node for node in graph.gate_of if graph.kinds[node] == INPUT]
-    found = {node: torch.full_like(graph.gate_of[node], at_input) for node in inputs}
+    found = {node: torch.full_like(graph.gate_of[node], always) for node in inputs}
     while True:
-        asked = backward(graph, read, either, found)
+        asked = backward(graph, read, either, never, found)
         found = carry_on(graph, asked, either)
         if all(torch.equal(found[node], asked[node]) for node in found):
             return found
 
 
 def backward(
-    graph: "ChannelGraph", read: Read, either: Either, known: dict[fx.Node, Tensor]
+    graph: "ChannelGraph", read: Read, either: Either, never: int, known: dict[fx.Node, Tensor]
 ) -> dict[fx.Node, Tensor]:
     asked: dict[fx.Node, Tensor] = {}
     for node in reversed(graph.gate_of):
-        requests = [known[node]] if node in known else []
+        requests, gates = [known[node]] if node in known else [], graph.gate_of[node]
         for user in node.users:
             if graph.kinds[user] == OUTPUT:
-                requests.append(read(node, None))
+                requests.append(read(gates, None))
             elif graph.kinds[user] == MIX:
-                requests.append(read(node, asked[user]))
+                requests.append(read(gates, asked[user]))
+            elif graph.kinds[user] == GROUPED:  # zeros too: all of a group or none
+                requests.append(read(torch.zeros_like(gates), asked[user]))
             elif graph.kinds[user] == CAT:
                 requests += parts(graph, user, node, asked[user])
+            elif graph.kinds[user] == SELECT:
+                requests.append(torch.full_like(gates, never))
+                requests[-1][graph.order[user]] = asked[user]
             elif user in asked:
                 requests.append(asked[user])
         if not requests:
             refuse(graph.traced, node, ": only its size is read")
         asked[node] = reduce(either, requests)
+        if graph.kinds[node] == GROUPED:
+            together = reduce(either, asked[node].unique().split(1))
+            asked[node] = together.expand_as(asked[node]).clone()
     return asked
 
 
@@ -69,7 +78,10 @@ def carry_on(
     """What remains of a tensor, for whichever reader, all operations on it take along."""
     found = dict(asked)
     for node, kind in graph.kinds.items():
-        if node in found and kind not in (INPUT, MIX) and found[node].any():
+        if node in found and kind not in (INPUT, MIX, GROUPED) and found[node].any():
             sources = [found[source] for source in graph.sources(node)]
-            found[node] = torch.cat(sources) if kind == CAT else reduce(either, sources)
+            if kind == SELECT:
+                found[node] = sources[0][graph.order[node]]
+            else:
+                found[node] = torch.cat(sources) if kind == CAT else reduce(either, sources)
     return found

@@ -83,6 +83,12 @@ def warn_missed(results: dict) -> None:
 
 
 def open_channels_table(layers: dict[str, int]) -> Table:
+    """A row for each block, where all names are block/branch, else for each layer."""
+    if not all("/" in name for name in layers):
+        table = Table("open channels of", "all")
+        for layer, width in layers.items():
+            table.add_row(layer, str(width))
+        return table
     branches = list(dict.fromkeys(name.split("/")[1] for name in layers))
     table = Table("open channels", *branches, "all")
     for block in dict.fromkeys(name.split("/")[0] for name in layers):

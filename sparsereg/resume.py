@@ -17,7 +17,7 @@ from sparsereg.settings import check_devices, check_settings, check_target, to_p
 HARMLESS = re.compile(r"(?!hydra)(?!.*(\$\{|_target_))[A-Za-z][\w.]*=.*", re.DOTALL)
 
 
-STARTS = ("ckpt_path", "resume_training")  # what starts this run only
+STARTS = ("ckpt_path", "resume_training", "model.pretrained")  # what starts this run only
 TARGET = ("cost", "target_sparsity", "target_warmup", "settle_epochs", "dual_lr")
 KEPT = (
     "model",
@@ -76,6 +76,7 @@ def run_settings(
             "start as droprate_init says"
         )
     plain = to_plain(cfg)
+    plain["model"].pop("pretrained", None)  # the checkpoint has the weights
     record = {
         "overrides": replayable(overrides, plain),
         "config": plain,

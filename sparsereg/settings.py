@@ -15,6 +15,7 @@ COSTS = ("channels", "params", "macs")
 TARGET_WARMUP, SETTLED = 0.4, 0.4  # shares of the run, if target_warmup, settle_epochs are null
 ACTIVATIONS = ("relu", "leakyrelu", "gelu", "tanh")
 SAMPLING = ("per_sample", "per_batch")
+LIBRARIES = ("sparsereg", "torchvision", "timm")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 MISSING = object()
@@ -75,6 +76,7 @@ INSIDE_0_1 = (lambda v: is_number(v) and 0 < v < 1, "above 0 and below 1")
 SEED = (lambda v: v == 0 or (is_count(v) and v < 2**32), "a whole number from 0 to 4294967295")
 TEXT = (is_text, "a path")
 TEXT_OR_NULL = (lambda v: v is None or is_text(v), "a path, or null")
+PATTERNS = (lambda v: is_text(v) or is_list_of(is_text, v), "names of layers, with * and ?")
 LIMIT = (is_batch_limit, "a number of batches, a share in (0, 1], or null")
 
 CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {  # key: check, what is wanted
@@ -110,6 +112,11 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {  # key: check, what is 
     "model.droprate_init": INSIDE_0_1,
     "model.temperature": (lambda v: is_number(v) and 0 < v <= 1, "above 0 and at most 1"),
     "model.sampling": (OneOf(SAMPLING), "one of " + ", ".join(SAMPLING)),
+    "model.library": (OneOf(LIBRARIES), "one of " + ", ".join(LIBRARIES)),
+    "model.name": (is_text, "the name of a network"),
+    "model.pretrained": TEXT_OR_NULL,
+    "model.include": PATTERNS,
+    "model.exclude": PATTERNS,
     "data.root": TEXT,
     "data.cache_dir": TEXT_OR_NULL,
     "data.name": (OneOf(("cifar10", "cifar100")), "cifar10 or cifar100"),
@@ -225,6 +232,11 @@ def check_gates(cfg: DictConfig) -> None:
     for key, is_set in needs_gates.items():
         if is_set and cfg.without_using_gate:
             raise UserError(f"{key}={str(cfg[key]).lower()} needs gates: without_using_gate=false")
+    if cfg.gate_reductions and "gate_reductions" not in cfg.model:
+        raise UserError(
+            "gate_reductions=true: this model has no such setting; model.include and model.exclude "
+            "say where its gates are"
+        )
     if cfg.keep_gates and cfg.ckpt_path is None:
         raise UserError("keep_gates=true needs ckpt_path=…, the checkpoint whose gates to keep")
 

@@ -6,16 +6,24 @@ import torch
 from torch import Tensor, fx, nn
 
 from sparsereg.channels import ChannelGraph
-from sparsereg.errors import UserError
+from sparsereg.constants import Collapsed, find_constants, put_in
 from sparsereg.model.basic_l0_blocks import L0Gate
-from sparsereg.model.layers import ChannelScale
-from sparsereg.operations import AFFINE, CAT, FLATTEN, GATE, MIX, SCALE
+from sparsereg.model.layers import ChannelScale, ChannelSelect
+from sparsereg.operations import (
+    AFFINE,
+    CAT,
+    FLATTEN,
+    GATE,
+    MIX,
+    MUL,
+    SCALE,
+    SELECT,
+    SPLIT,
+)
+
+__all__ = ["Collapsed", "cut"]
 
 SIZES = {False: ("in_channels", "out_channels"), True: ("in_features", "out_features")}
-
-
-class Collapsed(UserError):
-    """Every channel that some layer reads is closed: the image no longer reaches it."""
 
 
 def cut(
@@ -24,31 +32,20 @@ def cut(
     """Multiply gate values into the weights, and remove the channels whose gate is not kept."""
     is_kept = torch.cat([torch.zeros(0, dtype=torch.bool), *(k.cpu() for k in kept.values())])
     present = channels.present(is_kept.long())
-    check_not_collapsed(channels, present)
     with torch.no_grad():
+        constants = find_constants(channels, present)
         for node, kind in channels.kinds.items():
             if kind == GATE and present[node].any():
                 apply_gate(channels, node, values[node.target])
         for node in present:
             if present[node].any():
                 narrow(channels, node, present)
+        put_in(channels, constants)
     traced = channels.traced
     traced.graph.eliminate_dead_code()
     traced.delete_all_unused_submodules()
     traced.recompile()
     return traced.eval()
-
-
-def check_not_collapsed(channels: ChannelGraph, present: dict[fx.Node, Tensor]) -> None:
-    for node in present:
-        [source, *_] = channels.sources(node) or [node]
-        if channels.kinds[node] == MIX and present[node].any() and not present[source].any():
-            gates = [s.gate for s in channels.segments(channels.gate_of[source]) if s.gate]
-            raise Collapsed(
-                f"every channel that {node.target} reads is closed (gates {', '.join(gates)}): the "
-                "image no longer reaches it. Use an earlier checkpoint, or train with a lower "
-                "lambda_l0"
-            )
 
 
 def apply_gate(channels: ChannelGraph, gate: fx.Node, value: Tensor) -> None:
@@ -77,15 +74,15 @@ def find_producer(channels: ChannelGraph, gate: fx.Node) -> fx.Node | None:
     [node] = channels.sources(gate)
     while channels.kinds[node] == SCALE and len(node.users) == 1:
         [node] = channels.sources(node)
-    is_layer = channels.kinds[node] in (MIX, AFFINE) and channels.module(node).weight is not None
+    is_layer = getattr(channels.module(node), "weight", None) is not None
     return node if is_layer and len(node.users) == 1 else None
 
 
 def offsets(channels: ChannelGraph, user: fx.Node, node: fx.Node) -> list[int]:
     """Where the channels of `node` begin among those of its reader `user`."""
-    if channels.kinds[user] != CAT:
-        return [0]
     sources = channels.sources(user)
+    if channels.kinds[user] != CAT:
+        return [0] * sources.count(node)
     starts = accumulate((len(channels.gate_of[source]) for source in sources), initial=0)
     return [start for source, start in zip(sources, starts, strict=False) if source is node]
 
@@ -100,7 +97,7 @@ def find_readers(
         if channels.kinds[user] == MIX:
             found.append((user, first))
             continue
-        if channels.kinds[user] not in (SCALE, FLATTEN, CAT):
+        if channels.kinds[user] not in (SCALE, FLATTEN, CAT, MUL):
             return None
         for offset in offsets(channels, user, node):
             behind = find_readers(channels, user, first + offset)
@@ -111,7 +108,7 @@ def find_readers(
 
 
 def narrow(channels: ChannelGraph, node: fx.Node, present: dict[fx.Node, Tensor]) -> None:
-    """Leave only the channels that are present, of one operation."""
+    """Leave only the channels that are present, of one operation; a GROUPED one has all."""
     kind, module = channels.kinds[node], channels.module(node)
     remaining = present[node].nonzero().flatten()
     sources = channels.sources(node)
@@ -129,12 +126,30 @@ def narrow(channels: ChannelGraph, node: fx.Node, present: dict[fx.Node, Tensor]
         take(module, {"weight": 0, "bias": 0}, remaining)
         for name, n in zip(SIZES[isinstance(module, nn.Linear)], (inputs, remaining), strict=True):
             setattr(module, name, len(n))
+    elif kind == SELECT:
+        select(channels, node, present)
     elif kind == AFFINE or isinstance(module, ChannelScale):
-        names = ("weight", "bias", "running_mean", "running_var", "scale")
+        names = ("weight", "bias", "running_mean", "running_var", "scale", "shift")
         take(module, dict.fromkeys(names, 0), remaining)
         for name in ("num_features", "in_channels", "out_channels", "groups"):
             if hasattr(module, name):
                 setattr(module, name, len(remaining))
+
+
+def select(channels: ChannelGraph, node: fx.Node, present: dict[fx.Node, Tensor]) -> None:
+    """One layer that picks the remaining channels, whatever the operation was."""
+    traced, [source] = channels.traced, channels.sources(node)
+    places = present[source].cumsum(0) - 1  # of the channels that remain
+    order = places[channels.order[node][present[node].bool()]]
+    device = next(traced.parameters()).device
+    layer = ChannelSelect(len(order)).to(device)
+    layer.order.copy_(order)
+    if channels.kinds[source] == SPLIT:
+        [source] = channels.sources(source)
+    name = f"select_{node.name}" if node.op != "call_module" else node.target
+    traced.add_submodule(name, layer)
+    with traced.graph.inserting_before(node):
+        node.replace_all_uses_with(traced.graph.call_module(name, (source,)))
 
 
 def take(module: nn.Module, dimensions: dict[str, int], index: Tensor) -> None:

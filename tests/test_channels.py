@@ -184,9 +184,10 @@ def with_control_flow(n, x):
 
 
 REFUSED = {  # what forward does with two convolutions, a gate and a head; what the error names
-    "grouped convolution": (lambda n, x: n.head(n.grouped(n.a(x))), "grouped.*groups=2"),
     "softmax": (lambda n, x: n.head(torch.softmax(n.a(x), 1)), "softmax"),
-    "multiplication": (lambda n, x: n.head(n.a(x) * n.b(x)), "mul"),
+    "power": (lambda n, x: n.head(n.a(x) ** 2), "pow"),
+    "division": (lambda n, x: n.head(n.a(x) / n.b(x)), "truediv"),
+    "multiplied by its mean": (lambda n, x: n.head(n.a(x) * n.c(x)), "mul.*different numbers"),
     "number added": (lambda n, x: n.head(n.a(x) + 1), "add"),
     "parameter": (with_parameter, "b_bias"),
     "cat over height": (lambda n, x: n.head(torch.cat([n.a(x), n.b(x)], 2)), "cat"),
@@ -213,7 +214,7 @@ def test_what_cannot_be_followed_is_named(compute, named):
         compute,
         **{"a": nn.Conv2d(3, 8, 1), "b": nn.Conv2d(3, 8, 1), "head": head(8)},
         **{"gate": L0Gate(8), "other": L0Gate(8), "shuffle": nn.PixelShuffle(2)},
-        grouped=nn.Conv2d(8, 8, 3, groups=2),
+        c=nn.Conv2d(3, 1, 1),
     )
     with pytest.raises(UserError, match=named):
         analyse(net)

@@ -6,7 +6,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from sparsereg.command_line import CONFIG
-from sparsereg.settings import check_settings
+from sparsereg.settings import check_settings, check_target
 
 OPTIONS = [f"{path.parent.name}={path.stem}" for path in sorted(CONFIG.glob("*/*.yaml"))]
 
@@ -19,6 +19,12 @@ def composed(*overrides: str):
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes(option):
     root = ["data.root=somewhere"] if option == "data=image_folder" else []
+    if option in ("model=torchvision", "model=timm"):
+        root = [
+            "model.name=squeezenet1_1" if option == "model=torchvision" else "model.name=resnet10t"
+        ]
+    if option == "model=timm":
+        pytest.importorskip("timm")
     cfg = composed(option, *root)
     check_settings(cfg)
     assert OmegaConf.to_container(cfg, resolve=True)
@@ -57,6 +63,26 @@ def test_published_recipes(experiment, milestones, gamma):
     assert cfg.data.name == "cifar10" and cfg.data.flip is True
     assert cfg.lambda_l0 == 10, "the command line overrides the recipe"
     assert "Digits" in composed(f"experiment={experiment}", "data=digits").data._target_
+
+
+@pytest.mark.parametrize(
+    "experiment, model, cost, target",
+    [
+        ("resnet18", "resnet18", "channels", None),
+        ("resnet18_macs_60", "resnet18", "macs", 0.6),
+        ("resnet18_macs_80", "resnet18", "macs", 0.8),
+        ("wrn_28_10_half", "wrn_28_10", "params", 0.5),
+        ("wrn_28_10_fifth", "wrn_28_10", "params", 0.8),
+    ],
+)
+def test_experiments_with_other_networks(experiment, model, cost, target):
+    cfg = composed(f"experiment={experiment}")
+    check_settings(cfg)
+    check_target(cfg, [])
+    assert (cfg.model.name, cfg.cost, cfg.target_sparsity) == (model, cost, target)
+    assert cfg.without_using_gate is (target is None) and cfg.optimizer.lr == 0.1
+    if model == "wrn_28_10":
+        assert cfg.trainer.max_epochs == 200 and list(cfg.scheduler.milestones) == [60, 120, 160]
 
 
 def test_gpu_trainer():

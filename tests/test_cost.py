@@ -75,7 +75,9 @@ def test_other_networks(name):
         except Collapsed:
             continue
         found = cost.count(is_open)
-        if name == "gate after twice in a cat":  # where the cost is an upper bound, see Presence
+        # where the cost is an upper bound: see Presence; or a depthwise convolution of a residual
+        # stream, which goes with the block behind it
+        if name in ("gate after twice in a cat", "residual block"):
             assert all(size[k] <= found[k] <= cost.dense[k] for k in size), seed
         else:
             assert size == {k: found[k] for k in size}, seed

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 GAMMA, ZETA = -0.1, 1.1  # limits of the stretched concrete distribution, paper section 4.1
 EPSILON = 1e-6  # noise u stays in (ε, 1-ε), where its logit is finite
 SAMPLING = ("per_sample", "per_batch")
+GATES = "gates"  # the submodule under which a network has them that `insert_gates` has put in
 
 
 def sample_hard_concrete(qz_loga: Tensor, uniform: Tensor, temperature: float = 2 / 3) -> Tensor:
@@ -90,12 +91,15 @@ class L0Gate(nn.Module):
             raise ValueError(f"sampling must be one of {', '.join(SAMPLING)}, got {sampling!r}")
         self.temperature = temperature
         self.sampling = sampling
+        self.drawn: Tensor | None = None  # the next sample, where a network draws all at once
         mean = math.log((1 - droprate_init) / droprate_init)
         self.qz_loga = nn.Parameter(torch.normal(mean, 0.01, (mask_dim,)))  # (C,)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, …) -> (N, C, …), channel c multiplied by gate c."""
-        if self.training:
+        if self.drawn is not None:
+            gates, self.drawn = self.drawn, None
+        elif self.training:
             num_masks = x.shape[0] if self.sampling == "per_sample" else 1
             gates = draw_gates(self.qz_loga, num_masks, self.temperature)  # (N or 1, C)
         else:
@@ -110,8 +114,10 @@ class L0Gate(nn.Module):
 
 
 def gate_layers(net: nn.Module) -> dict[str, L0Gate]:
-    """The gate layers of a network, by the names it gives them in `net.gates`, else by module."""
-    own = getattr(net, "gates", None)
+    """The gate layers of a network, by the names it gives them in `net.gates`, else by module,
+    which for inserted gates is the layer that they close channels of."""
+    own = getattr(net, GATES, None)
     if isinstance(own, dict):
         return own
-    return {name: module for name, module in net.named_modules() if isinstance(module, L0Gate)}
+    gates = {name: m for name, m in net.named_modules() if isinstance(m, L0Gate)}
+    return {name.removeprefix(f"{GATES}."): gate for name, gate in gates.items()}

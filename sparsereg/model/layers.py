@@ -1,4 +1,4 @@
-"""Two layers that torch does not have."""
+"""Layers that torch does not have."""
 
 import torch
 from torch import Tensor, nn
@@ -27,3 +27,27 @@ class ChannelScale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.scale.view(-1, *[1] * (x.dim() - 2))  # (C, 1, …)
+
+
+class ChannelShift(nn.Module):
+    """Adds the constant `shift[c]`, shape (C,), to channel c of an (N, C, …) tensor."""
+
+    def __init__(self, num_features: int):
+        super().__init__()
+        self.num_features = num_features
+        self.register_buffer("shift", torch.zeros(num_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.shift.view(-1, *[1] * (x.dim() - 2))  # (C, 1, …)
+
+
+class ChannelSelect(nn.Module):
+    """Channel c of the output is channel `order[c]` of an (N, C, …) tensor; `order` has C' ≤ C."""
+
+    def __init__(self, num_features: int):
+        super().__init__()
+        self.num_features = num_features  # C'
+        self.register_buffer("order", torch.arange(num_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.index_select(1, self.order)

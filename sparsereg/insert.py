@@ -1,0 +1,204 @@
+"""Gates in any convolutional network: one on every group of channels that can be removed alone."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, fx, nn
+
+from sparsereg.channels import ChannelGraph
+from sparsereg.errors import UserError
+from sparsereg.gated import GatedNetwork
+from sparsereg.model.basic_l0_blocks import GATES, L0Gate, gate_layers
+from sparsereg.operations import AFFINE, GROUPED, MIX, SCALE, ZERO, kind_of, module_of
+from sparsereg.tracing import trace
+
+TOLERANCE = 1e-4  # of the largest output, in single precision
+Patterns = str | Sequence[str]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A layer, and why its output channels have no gate; None if they have one."""
+
+    layer: str
+    width: int
+    why_not: str | None
+
+
+def insert_gates(
+    net: nn.Module,
+    example: Tensor,
+    droprate_init: float = 0.5,
+    include: Patterns = "*",
+    exclude: Patterns = (),
+    temperature: float = 2 / 3,
+    sampling: str = "per_sample",
+    show: bool = True,
+) -> GatedNetwork:
+    """`net` with an `L0Gate` on every group of channels that can be removed alone.
+
+    That are the output channels of a convolution or linear layer, with its BatchNorm, activation
+    and depthwise convolution, if the gate behind them is all that other layers read them through.
+    Names of parameters stay: state dicts of `net` fit, but for the `gates.….qz_loga`.
+
+    Args:
+        net: a classifier; not changed.
+        example: images that it takes, (N, C, H, W).
+        droprate_init, temperature, sampling: see `L0Gate`. Trained weights need open gates, 0.05.
+        include, exclude: names of layers that may, or may not, get gates, with * and ?.
+        show: print which layers have gates, and why the others do not.
+
+    Raises:
+        UserError: names the operation, with its line, through which channels cannot be followed; or
+            a pattern that fits no layer.
+    """
+    gated, places = place_gates(net, droprate_init, include, exclude, temperature, sampling)
+    check_outputs(net, gated, example)
+    if show:
+        Console().print(table_of(places))
+    return gated
+
+
+def place_gates(
+    net: nn.Module,
+    droprate_init: float = 0.5,
+    include: Patterns = "*",
+    exclude: Patterns = (),
+    temperature: float = 2 / 3,
+    sampling: str = "per_sample",
+) -> tuple[GatedNetwork, list[Place]]:
+    """What `insert_gates` does, without an example."""
+    if any(isinstance(module, L0Gate) for module in net.modules()):
+        raise UserError(f"{type(net).__name__} has gates already")
+    traced = trace_both_modes(net)
+    places = find_places(traced, as_list(include), as_list(exclude))
+    chosen = [place for place in places if place.why_not is None]
+    if not chosen:
+        raise UserError(
+            f"{type(net).__name__} has no channels that can be removed alone: "
+            + "; ".join(dict.fromkeys(f"{place.why_not}" for place in places[:3]))
+        )
+    gates = {p.layer: L0Gate(p.width, droprate_init, temperature, sampling) for p in chosen}
+    put_in(traced, gates)
+    return GatedNetwork(traced).train(net.training), places
+
+
+def as_list(patterns: Patterns) -> list[str]:
+    return [patterns] if isinstance(patterns, str) else list(patterns)
+
+
+def trace_both_modes(net: nn.Module) -> fx.GraphModule:
+    """The graph of training, on a copy, if that of eval mode is the same.
+
+    Raises:
+        UserError: it is another one.
+    """
+    net = copy.deepcopy(net)
+    graphs = []
+    for training in (False, True):
+        traced = trace(net.train(training))
+        use_dropout_layers(traced)
+        graphs.append([node.format_node() for node in traced.graph.nodes])
+    for evaluated, trained in zip(*graphs, strict=False):
+        if evaluated != trained:
+            raise UserError(f"{type(net).__name__} does something else in training: {trained}")
+    if len(graphs[0]) != len(graphs[1]):
+        raise UserError(f"{type(net).__name__} does something else in training")
+    return traced
+
+
+def use_dropout_layers(traced: fx.GraphModule) -> None:
+    """`F.dropout(x, p, self.training)` would keep the mode in which it was traced."""
+    functions = {nn.functional.dropout: nn.Dropout, nn.functional.dropout2d: nn.Dropout2d}
+    for node in list(traced.graph.nodes):
+        if node.target in functions:
+            p = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
+            traced.add_submodule(node.name, functions[node.target](p))
+            with traced.graph.inserting_before(node):
+                node.replace_all_uses_with(traced.graph.call_module(node.name, node.args[:1]))
+            traced.graph.erase_node(node)
+    traced.recompile()
+
+
+def find_places(traced: fx.GraphModule, include: list[str], exclude: list[str]) -> list[Place]:
+    """Tries a gate on every layer; the analysis then says which of them remove their channels."""
+    layers = traced.graph.find_nodes(op="call_module")
+    mixing = [node for node in layers if kind_of(traced, node) in (MIX, GROUPED)]
+    widths = {node.target: len(module_of(traced, node).weight) for node in mixing}
+    for pattern in include + exclude:
+        if not any(fnmatch(name, pattern) for name in widths):
+            raise UserError(f"no layer is named {pattern}: there are {', '.join([*widths][:5])}, …")
+    trial = fx.GraphModule(traced, copy.deepcopy(traced.graph))
+    put_in(trial, {name: L0Gate(width) for name, width in widths.items()})
+    channels = ChannelGraph(trial.eval())
+    goes_with = {node.target: gates_of(channels, node) for node in channels.removed_by}
+
+    def why_not(name: str) -> str | None:
+        if getattr(traced.get_submodule(name), "groups", 1) > 1:
+            return "a grouped convolution: its groups stay equal"
+        if not any(fnmatch(name, pattern) for pattern in include):
+            return "not included"
+        if any(fnmatch(name, pattern) for pattern in exclude):
+            return "excluded"
+        if (gate := f"{GATES}.{name}") not in channels.kept:
+            return None
+        if None not in goes_with[name]:
+            return f"goes with the channels of {', '.join(goes_with[name])}"
+        every = f"{widths[name]} of {widths[name]} channels: "
+        return channels.kept[gate].removeprefix(every)
+
+    return [Place(name, width, why_not(name)) for name, width in widths.items()]
+
+
+def gates_of(channels: ChannelGraph, node: fx.Node) -> list[str | None]:
+    """The layers whose gates remove the channels of a node, and None if not all have one."""
+    names = [segment.gate for segment in channels.segments(channels.removed_by[node])]
+    return [name and name.removeprefix(f"{GATES}.") for name in dict.fromkeys(names)]
+
+
+def put_in(traced: fx.GraphModule, gates: dict[str, L0Gate]) -> None:
+    """Put each gate behind the layer that it is named after, and behind whatever keeps its channels
+    apart, up to where others read them: there all of it goes with a channel."""
+    for name, gate in gates.items():
+        [end] = traced.graph.find_nodes(op="call_module", target=name)
+        while (reader := only_reader(end)) and kind_of(traced, reader) in (AFFINE, SCALE, ZERO):
+            end = reader
+        traced.add_submodule(f"{GATES}.{name}", gate)
+        with traced.graph.inserting_after(end):
+            node = traced.graph.call_module(f"{GATES}.{name}", (end,))
+        end.replace_all_uses_with(node, delete_user_cb=lambda user, node=node: user is not node)
+    traced.recompile()
+
+
+def only_reader(node: fx.Node) -> fx.Node | None:
+    [reader, *others] = node.users
+    return None if others else reader
+
+
+def check_outputs(net: nn.Module, gated: GatedNetwork, example: Tensor) -> None:
+    """Raise UserError unless `net` is a classifier; with open gates `gated` computes the same."""
+    net, opened = copy.deepcopy(net).eval(), copy.deepcopy(gated).eval()
+    with torch.no_grad():
+        for gate in gate_layers(opened).values():
+            gate.qz_loga.fill_(10.0)
+        expected = net(example)
+        if expected.dim() != 2:
+            raise UserError(
+                f"{type(net).__name__} must give logits (N, classes), not {tuple(expected.shape)}"
+            )
+        if not torch.allclose(opened(example), expected, rtol=TOLERANCE, atol=TOLERANCE):
+            raise RuntimeError(f"{type(net).__name__} with open gates computes something else")
+
+
+def table_of(places: list[Place]) -> Table:
+    table = Table("layer", "channels", "gates", "why not")
+    for place in places:
+        gates = place.width if place.why_not is None else 0
+        table.add_row(place.layer, str(place.width), str(gates), place.why_not or "")
+    table.add_row("all", "", str(sum(p.width for p in places if p.why_not is None)), "")
+    return table

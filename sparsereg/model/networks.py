@@ -1,0 +1,135 @@
+"""Networks by name, from plain settings: those of this project, torchvision's and timm's."""
+
+import difflib
+import pickle
+from collections.abc import Mapping, Sequence
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from sparsereg.errors import UserError
+from sparsereg.insert import place_gates
+from sparsereg.model.googlenet import GoogleNet
+from sparsereg.model.small_images import NETWORKS
+
+# What a classifier alone needs: without the second classifiers of training
+ONE_HEAD = {"aux_logits": False, "init_weights": True}
+TORCHVISION = {"googlenet": ONE_HEAD, "inception_v3": ONE_HEAD}
+SECOND_HEADS = ("aux1.", "aux2.", "AuxLogits.")
+
+
+def rebuild(description: Mapping) -> nn.Module:
+    """The network of a checkpoint, with new weights, from the settings that it keeps."""
+    if "library" in description:
+        return new_network(**description)
+    return GoogleNet(**description)
+
+
+def new_network(
+    library: str,
+    name: str,
+    num_classes: int = 10,
+    pretrained: str | None = None,
+    without_using_gate: bool = False,
+    droprate_init: float = 0.5,
+    temperature: float = 2 / 3,
+    sampling: str = "per_sample",
+    include: str | Sequence[str] = "*",
+    exclude: str | Sequence[str] = (),
+) -> nn.Module:
+    """An image classifier, (N, 3, H, W) -> logits (N, num_classes), with gates where they remove
+    channels (`insert_gates`).
+
+    Args:
+        library: sparsereg, torchvision or timm.
+        name: of the network in that library.
+        pretrained: file with the weights of the network without gates; those of the last layer only
+            count if it has as many classes.
+        without_using_gate: no gates at all.
+        droprate_init, temperature, sampling, include, exclude: see `insert_gates`.
+
+    Raises:
+        UserError: unknown name, weights that do not fit, or a network without places for gates.
+    """
+    net = plain_network(library, name, num_classes)
+    if pretrained is not None:
+        load_pretrained(net, pretrained, num_classes)
+    if without_using_gate:
+        return net
+    gated, _ = place_gates(net, droprate_init, include, exclude, temperature, sampling)
+    return gated
+
+
+def plain_network(library: str, name: str, num_classes: int) -> nn.Module:
+    if library == "timm":
+        timm = import_timm()
+        check_name(library, name, timm.list_models())
+        return timm.create_model(name, pretrained=False, num_classes=num_classes)
+    if library == "torchvision":
+        check_name(library, name, torchvision.models.list_models(module=torchvision.models))
+        settings = {"weights": None, "num_classes": num_classes, **TORCHVISION.get(name, {})}
+        return torchvision.models.get_model(name, **settings)
+    check_name(library, name, [*NETWORKS])
+    return NETWORKS[name](num_classes=num_classes)
+
+
+def import_timm():
+    try:
+        import timm
+    except ImportError:
+        raise UserError("model=timm needs timm: pip install -r requirements-timm.txt") from None
+    return timm
+
+
+def check_name(library: str, name: str, known: list[str]) -> None:
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        raise UserError(f"model.name={name} is no network of {library}{hint}")
+
+
+def load_pretrained(net: nn.Module, path: str, num_classes: int) -> None:
+    """Load weights strictly, but for a last layer of another number of classes.
+
+    Raises:
+        UserError: no such file, or it is not a state dict of this network.
+    """
+    state, own = read_state(path), net.state_dict()
+    state = {key: tensor for key, tensor in state.items() if not key.startswith(SECOND_HEADS)}
+    differs = [key for key in own if key in state and state[key].shape != own[key].shape]
+    is_last = {key.rpartition(".")[0] for key in differs}
+    if len(is_last) == 1 and all(len(own[key]) == num_classes for key in differs):
+        state |= {key: own[key] for key in differs}
+    elif differs:
+        raise UserError(f"model.pretrained={path}: {differs[0]} has another shape")
+    for what, keys in (("lacks", own.keys() - state.keys()), ("adds", state.keys() - own.keys())):
+        if keys:
+            raise UserError(f"model.pretrained={path} does not fit: it {what} {min(keys)}")
+    net.load_state_dict(state)
+
+
+def read_state(path: str) -> dict[str, Tensor]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"model.pretrained={path} cannot be read: {error.strerror}") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError):
+        raise UserError(f"model.pretrained={path} is no file of plain weights") from None
+    state = state.get("state_dict", state) if isinstance(state, Mapping) else None
+    if not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise UserError(f"model.pretrained={path} is no state dict")
+    return dict(state)
+
+
+def check_takes(net: nn.Module, image_shape: tuple[int, int, int]) -> None:
+    """Raise UserError unless `net` can classify an image of this shape (C, H, W)."""
+    was_training = net.training
+    try:
+        with torch.no_grad():
+            net.eval()(torch.zeros(1, *image_shape))
+    except (RuntimeError, ValueError) as error:
+        size = "x".join(map(str, image_shape[1:]))
+        raise UserError(f"the network cannot take images of {size}: {error}") from error
+    finally:
+        net.train(was_training)

@@ -1,0 +1,40 @@
+"""Where in a network's own code something stopped the analysis of its channels."""
+
+import linecache
+import re
+import traceback
+from pathlib import Path
+
+import torch
+from torch import fx, nn
+
+TORCH = str(Path(torch.__file__).parent)
+
+
+def stopped_at(error: BaseException, net: nn.Module) -> str:
+    """in layer1.0 (Block), nets.py line 12, `if x.sum() > 0:`: the last line of the network's
+    own forward that ran before the error."""
+    names = {id(module): name for name, module in net.named_modules()}
+    module, place = None, ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        file = frame.f_code.co_filename
+        if not file.startswith(TORCH) and id(frame.f_locals.get("self")) in names:
+            module = frame.f_locals["self"]
+        if module is not None and not file.startswith(TORCH):  # or what its forward calls
+            place = f"{Path(file).name} line {line}, `{linecache.getline(file, line).strip()}`"
+    if module is None:
+        return ""
+    return f" in {names[id(module)] or 'forward'} ({type(module).__name__}), {place}"
+
+
+def place_of(node: fx.Node) -> str:
+    """The same for an operation of the graph, if the graph knows its origin."""
+    lines = re.findall(r'File "(.+)", line (\d+), in .*\n\s*(.*)', node.stack_trace or "")
+    lines = [line for line in lines if not line[0].startswith((TORCH, "<"))]
+    if not lines:
+        return ""
+    file, line, code = lines[-1]
+    stack = list((node.meta.get("nn_module_stack") or {"": ("forward", None)}).values())
+    own = stack[:-1] if node.op == "call_module" else stack  # the last is what is called
+    name = own[-1][0] if own else "forward"
+    return f" in {name or 'forward'}, {Path(file).name} line {line}, `{code.strip()}`"
