@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -100,6 +101,7 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {  # key: check, what is 
     "round_to": COUNT,
     "seed": SEED,
     "output_dir": TEXT,
+    "compile": BOOL,
     "matmul_precision": (OneOf(("highest", "high", "medium")), "highest, high or medium"),
     "model.act_fn_name": (OneOf(ACTIVATIONS), "one of " + ", ".join(ACTIVATIONS)),
     "model.without_using_gate": BOOL,
@@ -171,12 +173,20 @@ def check_settings(cfg: DictConfig) -> None:
         )
     check_finetuning(cfg)
     check_gates(cfg)
+    if cfg.compile:
+        check_compiler()
     if cfg.ckpt_path is not None:
         check_checkpoint_file(cfg.ckpt_path)
     elif cfg.resume_training:
         raise UserError(
             "resume_training=true needs ckpt_path=…/last.ckpt, the checkpoint to go on from"
         )
+
+
+def check_compiler() -> None:
+    """torch.compile writes C++, on a GPU too for what surrounds its kernels."""
+    if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+        raise UserError("compile=true needs a C++ compiler: install g++ or clang++, or leave it out")
 
 
 def check_finetuning(cfg: DictConfig) -> None:
