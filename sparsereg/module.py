@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
+from sparsereg.compiled import compiled
 from sparsereg.constraint import SparsityConstraint
 from sparsereg.cost import ExpectedCost
 from sparsereg.errors import UserError
@@ -18,14 +19,6 @@ from sparsereg.selection import choose_open, polarise, reopen
 # step. Its first steps are whole ones, whatever the gradient, so larger ones would close by chance
 GATE_TRAVEL, GATE_STEP = 100.0, 0.2
 Batch = tuple[Tensor, Tensor]  # images (N, C, H, W), labels (N,)
-
-
-
-def compiled(function: Callable) -> Callable:
-    """`torch.compile`, with CUDA graphs on a GPU: batches have one size. The noise is drawn as in
-    eager mode, so that both give the same losses."""
-    options = {"triton.cudagraphs": True, "fallback_random": True}
-    return torch.compile(function, dynamic=False, options=options)
 
 
 class L0Module(pl.LightningModule):
@@ -93,8 +86,8 @@ class L0Module(pl.LightningModule):
         self.train_acc = MulticlassAccuracy(num_classes, average="micro")
         self.val_acc = MulticlassAccuracy(num_classes, average="micro")
         self.test_acc = MulticlassAccuracy(num_classes, average="micro")
-        # Constants, and BatchNorm statistics that on_validation_start shares: DistributedDataParallel
-        # would send them to all processes at every step
+        # constants, and BatchNorm statistics that on_validation_start shares: not to be sent to all
+        # processes at every step
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
 
     def forward(self, images: Tensor) -> Tensor:

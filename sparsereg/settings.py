@@ -186,7 +186,7 @@ def check_settings(cfg: DictConfig) -> None:
 def check_compiler() -> None:
     """torch.compile writes C++, on a GPU too for what surrounds its kernels."""
     if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
-        raise UserError("compile=true needs a C++ compiler: install g++ or clang++, or leave it out")
+        raise UserError("compile=true needs a C++ compiler: install g++ or clang++")
 
 
 def check_finetuning(cfg: DictConfig) -> None:
