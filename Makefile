@@ -4,7 +4,7 @@ RUN := .venv/bin/python
 COMPILE := $(RUN) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--upgrade --no-header --no-emit-index-url --no-emit-find-links
 
-.PHONY: help demo test setup lint format lock
+.PHONY: help demo test bench setup lint format lock
 .DEFAULT_GOAL := help
 
 help: ## Show the targets
@@ -15,6 +15,9 @@ demo: .venv/.installed ## Train a sparse GoogleNet on handwritten digits (about 
 
 test: .venv/.installed-dev ## Run all tests
 	$(RUN) -m pytest
+
+bench: .venv/.installed ## Measure speed on this machine (about ten minutes), see docs/performance.md
+	$(RUN) -m benchmarks
 
 setup: .venv/.installed ## Make .venv with the tested versions
 

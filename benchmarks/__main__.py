@@ -18,6 +18,7 @@ import torch
 from benchmarks.measure import DEVICE
 from benchmarks.tables import print_table
 from sparsereg.latency import machine
+from sparsereg.start_up import keep_buffers
 
 PARTS = {  # name: module and function
     "ops": "benchmarks.ops:run",
@@ -46,6 +47,7 @@ def main(parts: list[str], file: Path = RESULTS / f"{DEVICE}.json", settings: di
     if unknown:
         sys.exit(f"error: unknown part '{unknown[0]}'; there are: {', '.join(PARTS)}")
     results = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    keep_buffers()  # as train.py does
     print(machine())
     for part in parts or [part for part in PARTS if part != "compiled"]:
         results[part] = measure(part, **(settings or {}).get(part, {}))

@@ -3,8 +3,6 @@
     python -m benchmarks data
 
 Both start from the same uint8 images in memory and give normalised float batches on the CPU.
-glibc hands large buffers back to the system after every step and faults them in again; with
-MALLOC_MMAP_THRESHOLD_=268435456 MALLOC_TRIM_THRESHOLD_=536870912 in the environment it does not.
 """
 
 import functools

@@ -8,9 +8,11 @@ from torch import multiprocessing
 
 from benchmarks.measure import DEVICE, synchronize
 from benchmarks.steps import bound, gated_step
+from sparsereg.start_up import keep_buffers
 
 
 def train(rank: int, runs: int, steps: int, batch: int, ready, seconds) -> None:
+    keep_buffers()
     torch.set_num_threads(max(1, os.cpu_count() // runs))
     step = bound({"ours": gated_step()}, batch)["ours"]
     step()

@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sparsereg.errors import UserError
+from sparsereg.start_up import keep_buffers
 
 CONFIG = Path(__file__).parent.parent / "config"
 FLAGS = ("--multirun", "-m", "--help", "-h", "--hydra-help", "--version")
@@ -53,6 +54,7 @@ def run(task: Callable[[DictConfig], None]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise to us instead of printing
     stop_on_signals()
     quieten()
+    keep_buffers()
     failed = []
 
     def fail(message: str) -> None:
