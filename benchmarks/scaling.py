@@ -1,7 +1,4 @@
-"""How a training step grows with the gates, the batch and the classes; memory it needs."""
-
-import sys
-from pathlib import Path
+"""How a training step grows with gates, batch and classes; on a GPU, the memory it needs."""
 
 import torch
 from torch import nn
@@ -51,17 +48,10 @@ def by_gates(rounds: int, numbers: tuple[int, ...]) -> dict:
 
 
 def peak_memory(step) -> float:
-    """Most memory in use during a step, in MiB: of the GPU, or of this process (Linux)."""
-    if DEVICE == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        step()
-        return torch.cuda.max_memory_allocated() / 2**20
-    if sys.platform != "linux":
-        return float("nan")
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    """Most GPU memory in use during a step, in MiB."""
+    torch.cuda.reset_peak_memory_stats()
     step()
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 2**10 for line in lines if line.startswith("VmHWM"))
+    return torch.cuda.max_memory_allocated() / 2**20
 
 
 def by_batch(rounds: int, batches: tuple[int, ...]) -> list[dict]:
@@ -69,7 +59,9 @@ def by_batch(rounds: int, batches: tuple[int, ...]) -> list[dict]:
     for batch in batches:
         ways = bound({"ours": gated_step(), "no gates": ungated_step()}, batch)
         [ours, _] = rows_of(alternate(ways, rounds), batch, {"× time of no gates": "no gates"})
-        memory = {f"peak MiB, {name}": peak_memory(step) for name, step in ways.items()}
+        memory = {}
+        if DEVICE == "cuda":
+            memory = {f"peak MiB, {name}": peak_memory(step) for name, step in ways.items()}
         rows.append({"batch": batch, **{k: v for k, v in ours.items() if k != "way"}, **memory})
     return [{"title": f"Gated training step by batch, {DEVICE}, float32", "rows": rows}]
 

@@ -38,8 +38,33 @@ def markdown(table: dict) -> str:
     return f"{table['title']}:\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def cell(results: dict, part: str, number: int, way: str, column: str) -> list[float]:
+    rows = results[part]["tables"][number]["rows"]
+    return next(row[column] for row in rows if row["way"] == way)
+
+
+def targets(results: dict) -> dict:
+    """What was aimed at on a CPU, and what was measured."""
+    float32 = "steps", 0
+    found = {
+        "gated / ungated step, at most 1.06": cell(
+            results, *float32, "gates per sample", "× time of no gates"
+        ),
+        "reference / our step, float32, batch 128, at least 1.9": cell(
+            results, *float32, "reference formulation", "× time of ours"
+        ),
+        "PIL / our data pipeline, one core, at least 10": cell(
+            results, "data", 0, "PIL", "× time of batched"
+        ),
+    }
+    rows = [{"ratio of times, CPU": name, "measured": ratio} for name, ratio in found.items()]
+    return {"title": "Targets", "rows": rows}
+
+
 def main(path: str) -> None:
-    for part in json.loads(Path(path).read_text(encoding="utf-8")).values():
+    results = json.loads(Path(path).read_text(encoding="utf-8"))
+    print(markdown(targets(results)), end="\n\n")
+    for part in results.values():
         print(f"Measured on {part['machine']}, {part['seconds']:.0f} s.\n")
         print(*map(markdown, part["tables"]), sep="\n\n", end="\n\n")
 
