@@ -7,7 +7,7 @@ RUN := .venv/bin/python
 COMPILE := $(RUN) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--upgrade --no-header --no-emit-index-url --no-emit-find-links
 
-.PHONY: help demo test table setup lint format lock
+.PHONY: help demo test table bench setup lint format lock
 .DEFAULT_GOAL := help
 
 help: ## Show the targets
@@ -21,6 +21,9 @@ test: .venv/.installed-dev ## Run all tests
 
 table: .venv/.installed ## Train every row of docs/results.md, hours on a GPU (SEEDS="1 2 3" JOBS=8 SETTINGS="trainer=gpu")
 	$(RUN) -m docs.table published modern ablation --seeds $(SEEDS) --jobs $(JOBS) -- $(SETTINGS)
+
+bench: .venv/.installed ## Measure speed on this machine (about ten minutes), see docs/performance.md
+	$(RUN) -m benchmarks
 
 setup: .venv/.installed ## Make .venv with the tested versions
 

@@ -19,6 +19,7 @@ from sparsereg import command_line
 from sparsereg.finished import finished_run
 from sparsereg.resume import check_compact, check_resumable, finetune_settings, run_settings
 from sparsereg.settings import check_devices, check_settings, check_sweep, check_target
+from sparsereg.start_up import import_lightning
 
 
 def main(cfg: DictConfig) -> tuple[float, float]:
@@ -37,10 +38,12 @@ def main(cfg: DictConfig) -> tuple[float, float]:
 
 
 def train(cfg: DictConfig, overrides: list[str]) -> dict:
+    import_lightning()
     import pytorch_lightning as pl  # these imports take seconds: only when the settings are right
     import torch
     from hydra.utils import instantiate
 
+    from sparsereg.callbacks import ProgressBar
     from sparsereg.checkpoint import (
         AtomicCheckpointIO,
         check_classes,
@@ -102,13 +105,17 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict:
         constraint=constraint,
         min_open_channels=cfg.min_open_channels,
         flip_tta=cfg.flip_tta,
+        compile=cfg.compile,
         record=record,
     )
 
     runs = Path(cfg.output_dir) / "lightning_logs"
     version = claim_version(runs, cfg)
+    callbacks = [instantiate(c, _convert_="all") for c in cfg.callbacks.values() if c]
+    if cfg.trainer.enable_progress_bar:
+        callbacks.append(ProgressBar())
     trainer = instantiate(cfg.trainer, _convert_="all")(
-        callbacks=[instantiate(c, _convert_="all") for c in cfg.callbacks.values() if c],
+        callbacks=callbacks,
         logger=new_loggers(cfg, version),
         plugins=[AtomicCheckpointIO()],
     )

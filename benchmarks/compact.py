@@ -10,6 +10,7 @@ import itertools
 
 import torch
 
+from benchmarks.measure import DEVICE, rows_of
 from sparsereg.compact import compact, fold, without_gates
 from sparsereg.compact_report import BATCHES
 from sparsereg.latency import compare_latency, machine, speedup
@@ -61,6 +62,24 @@ def show(nets: dict[str, torch.nn.Module], batch: int, rounds: int, device: str)
         ratios = [speedup(own, times[peer]) for peer in ("dense folded", "masked")]
         ms = sorted(own)[len(own) // 2]
         print(f"{batch:>5}  {name:<27} {ms:>9.2f} {ratios[0]:>14.2f} {ratios[1]:>9.2f}")
+
+
+def run(batches: dict[int, int] = BATCHES, share: float = 0.6) -> list[dict]:
+    """Networks that keep this share of each branch, as tables of `python -m benchmarks`.
+
+    Args:
+        batches: images: rounds of measuring.
+    """
+    net = GoogleNet().eval()
+    keep_share(net, share)
+    nets, tables = variants(net, DEVICE), []
+    for batch, rounds in batches.items():
+        times = compare_latency(nets, torch.randn(batch, *IMAGE, device=DEVICE), rounds)
+        seconds = {name: [ms / 1000 for ms in own] for name, own in times.items()}
+        how = f"sparsity {measure(net, IMAGE)['sparsity']:.2f}, {DEVICE}, float32, batch {batch}"
+        rows = rows_of(seconds, batch, {"× time of dense folded": "dense folded"})
+        tables.append({"title": f"Inference, {how}, {rounds} rounds", "rows": rows})
+    return tables
 
 
 def main() -> None:

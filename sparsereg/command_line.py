@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sparsereg.errors import UserError
+from sparsereg.start_up import keep_buffers
 from sparsereg.sweep import stop_jobs
 
 CONFIG = Path(__file__).parent.parent / "config"
@@ -57,6 +58,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str = "train") -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise to us instead of printing
     stop_on_signals()
     quieten()
+    keep_buffers()
     failed = []
 
     def fail(message: str) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
+from sparsereg.compiled import compiled
 from sparsereg.constraint import SparsityConstraint
 from sparsereg.cost import ExpectedCost
 from sparsereg.errors import UserError
@@ -39,6 +40,7 @@ class L0Module(pl.LightningModule):
         constraint: moves λ instead of `lambda_l0`.
         min_open_channels: so many gates stay open in every bottleneck of `expected_cost`.
         flip_tta: evaluate the mean of the logits of each image and its mirror image.
+        compile: compute training steps with `torch.compile`; evaluation stays as it is.
         record: plain data that lets a checkpoint be used without its command line.
 
     Raises:
@@ -60,11 +62,14 @@ class L0Module(pl.LightningModule):
         constraint: SparsityConstraint | None = None,
         min_open_channels: int = 1,
         flip_tta: bool = False,
+        compile: bool = False,
         record: dict | None = None,
     ):
         super().__init__()
         self.net = net.to(memory_format=torch.channels_last)  # halves the time of a CPU step
         self.gated = bool(gate_layers(net))
+        # functions, not modules: the names in a checkpoint are the same, compiled or not
+        self.train_net = compiled(self.net.forward) if compile else self.net.forward
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.loss = loss or ClassificationLoss()
@@ -72,6 +77,9 @@ class L0Module(pl.LightningModule):
         self.lambda_warmup = lambda_warmup
         self.gate_lr = gate_lr
         self.expected_cost = expected_cost
+        if expected_cost is not None:
+            cost_of = expected_cost.forward
+            self.train_cost = compiled(cost_of) if compile else cost_of
         self.cost = cost
         self.constraint = constraint
         self.min_open_channels = min_open_channels
@@ -85,6 +93,9 @@ class L0Module(pl.LightningModule):
         self.train_acc = MulticlassAccuracy(num_classes, average="micro")
         self.val_acc = MulticlassAccuracy(num_classes, average="micro")
         self.test_acc = MulticlassAccuracy(num_classes, average="micro")
+        # constants, and BatchNorm statistics that on_validation_start shares: not to be sent to all
+        # processes at every step
+        self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
 
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images)
@@ -92,11 +103,11 @@ class L0Module(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch
         qz_loga = self.net.qz_loga() if self.gated else None
-        logits = self.net(images, qz_loga) if self.gated else self.net(images)
+        logits = self.train_net(images, *([qz_loga] if self.gated else []))
         ce = self.loss(images, logits, labels)
         loss = ce
         if self.gated:
-            expected = self.expected_cost(self.prob_open(qz_loga))
+            expected = self.train_cost(self.prob_open(qz_loga))
             lambda_l0 = self.weight_of_cost()
             loss = ce + lambda_l0 * expected[self.cost]
             self.log("L_C0", expected["channels"], on_step=True, prog_bar=True)

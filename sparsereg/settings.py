@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
@@ -105,6 +106,7 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {  # key: check, what is 
     "flip_tta": BOOL,
     "output_dir": TEXT,
     "skip_finished": BOOL,
+    "compile": BOOL,
     "matmul_precision": (OneOf(("highest", "high", "medium")), "highest, high or medium"),
     "model.act_fn_name": (OneOf(ACTIVATIONS), "one of " + ", ".join(ACTIVATIONS)),
     "model.without_using_gate": BOOL,
@@ -191,6 +193,8 @@ def check_settings(cfg: DictConfig) -> None:
     if cfg.loss.teacher is not None:
         check_checkpoint_file(cfg.loss.teacher, "loss.teacher")
     check_trackers(cfg)
+    if cfg.compile:
+        check_compiler()
     if cfg.ckpt_path is not None:
         check_checkpoint_file(cfg.ckpt_path)
     elif cfg.resume_training:
@@ -203,6 +207,12 @@ def check_trackers(cfg: DictConfig) -> None:
     for name in ("wandb", "mlflow"):
         if cfg.logger.get(name) is not None and find_spec(name) is None:
             raise UserError(f"logger={name} needs: pip install -r requirements-trackers.txt")
+
+
+def check_compiler() -> None:
+    """torch.compile writes C++, on a GPU too for what surrounds its kernels."""
+    if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+        raise UserError("compile=true needs a C++ compiler: install g++ or clang++")
 
 
 def check_finetuning(cfg: DictConfig) -> None:

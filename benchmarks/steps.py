@@ -1,0 +1,130 @@
+"""A training step without gates, with ours, and in the published formulation.
+
+A step is forward, loss, backward, AdamW. Ours has all that training does for the gates: the
+expected channels, parameters and multiply-adds, and the guard that keeps a channel open in every
+block.
+"""
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.measure import BATCH, CLASSES, DEVICE, IMAGE, alternate, rows_of
+from benchmarks.reference import Reference
+from sparsereg.compiled import compiled
+from sparsereg.cost import ExpectedCost
+from sparsereg.model.basic_l0_blocks import prob_nonzero
+from sparsereg.model.googlenet import GoogleNet
+from sparsereg.selection import reopen
+
+LAMBDA = 0.5
+UNGATED, PER_SAMPLE, PER_BATCH = "no gates", "gates per sample", "gates per batch"
+REFERENCE = "reference formulation"
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def random_batch(batch: int, classes: int = CLASSES) -> tuple[Tensor, Tensor]:
+    return torch.randn(batch, *IMAGE, device=DEVICE), torch.arange(batch, device=DEVICE) % classes
+
+
+def plain_loss(net: nn.Module, compile: bool = False) -> Loss:
+    compute = compiled(net.forward) if compile else net.forward
+    return lambda images, labels: F.cross_entropy(compute(images), labels)
+
+
+def gated_loss(net: GoogleNet, cost: ExpectedCost, compile: bool = False) -> Loss:
+    compute, cost_of = (compiled(m.forward) if compile else m.forward for m in (net, cost))
+
+    def loss(images: Tensor, labels: Tensor) -> Tensor:
+        qz_loga = net.qz_loga()
+        ce = F.cross_entropy(compute(images, qz_loga), labels)
+        return ce + LAMBDA * cost_of(prob_nonzero(qz_loga, net.temperature))["channels"]
+
+    return loss
+
+
+def reference_loss(net: Reference) -> Loss:
+    return lambda images, labels: F.cross_entropy(net(images), labels) + LAMBDA * net.penalty()
+
+
+def step_of(
+    net: nn.Module, loss_of: Loss, precision: torch.dtype = torch.float32, after=lambda: None
+) -> Callable[[Tensor, Tensor], None]:
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, fused=True)
+
+    def step(images: Tensor, labels: Tensor) -> None:
+        with torch.autocast(DEVICE, precision, enabled=precision != torch.float32):
+            loss = loss_of(images, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        after()
+
+    return step
+
+
+def ungated_step(precision=torch.float32, compile: bool = False, classes: int = CLASSES):
+    net = GoogleNet(classes, without_using_gate=True)
+    net = net.to(DEVICE, memory_format=torch.channels_last)
+    return step_of(net, plain_loss(net, compile), precision)
+
+
+def gated_step(precision=torch.float32, compile: bool = False, classes: int = CLASSES, **arguments):
+    net = GoogleNet(classes, droprate_init=0.05, **arguments)
+    cost = ExpectedCost(net, IMAGE).to(DEVICE)
+    net = net.to(DEVICE, memory_format=torch.channels_last)
+    guard = functools.partial(reopen, net, cost.bottlenecks, 1)
+    return step_of(net, gated_loss(net, cost, compile), precision, guard)
+
+
+def reference_step(precision=torch.float32):
+    net = Reference(GoogleNet(droprate_init=0.05)).to(DEVICE)
+    return step_of(net, reference_loss(net), precision)
+
+
+def steps(precision: torch.dtype) -> dict[str, Callable[[Tensor, Tensor], None]]:
+    """The ways to train, by name; on a GPU also compiled."""
+    ways = {
+        UNGATED: ungated_step(precision),
+        PER_SAMPLE: gated_step(precision),
+        PER_BATCH: gated_step(precision, sampling="per_batch"),
+        REFERENCE: reference_step(precision),
+    }
+    if DEVICE == "cuda":
+        ways[f"{UNGATED}, compiled"] = ungated_step(precision, compile=True)
+        ways[f"{PER_SAMPLE}, compiled"] = gated_step(precision, compile=True)
+    return ways
+
+
+def bound(ways: dict[str, Callable], batch: int) -> dict[str, Callable[[], None]]:
+    """The steps on one batch; the reference gets it in its own memory format."""
+    images, labels = random_batch(batch)
+    fast = images.contiguous(memory_format=torch.channels_last)
+
+    def bind(name: str, step: Callable) -> Callable[[], None]:
+        return lambda: step(images if name == REFERENCE else fast, labels)
+
+    return {name: bind(name, step) for name, step in ways.items()}
+
+
+def run(rounds: int = 9, batch: int = BATCH) -> list[dict]:
+    tables = []
+    for precision in (torch.float32, torch.bfloat16):
+        times = alternate(bound(steps(precision), batch), rounds)
+        peers = {"× time of no gates": UNGATED, "× time of ours": PER_SAMPLE}
+        name = str(precision).removeprefix("torch.")
+        title = f"Training step, {DEVICE}, {name}, batch {batch}, {rounds} rounds"
+        tables.append({"title": title, "rows": rows_of(times, batch, peers)})
+        rounds = max(1, rounds // 2) if DEVICE == "cpu" else rounds  # bfloat16 is slow there
+    return tables
+
+
+def run_compiled(rounds: int = 5, batch: int = BATCH) -> list[dict]:
+    """The product's step, eager and compiled; minutes of compilation on a CPU."""
+    ways = {PER_SAMPLE: gated_step(), f"{PER_SAMPLE}, compiled": gated_step(compile=True)}
+    times = alternate(bound(ways, batch), rounds)
+    title = f"Compiled training step, {DEVICE}, float32, batch {batch}, {rounds} rounds"
+    return [{"title": title, "rows": rows_of(times, batch, {"× time of eager": PER_SAMPLE})}]
