@@ -15,7 +15,6 @@ from sparsereg import command_line
 from sparsereg.errors import UserError
 from sparsereg.resume import refuse_other_groups
 from sparsereg.settings import check_settings
-from sparsereg.start_up import import_lightning
 
 
 def main(cfg: DictConfig) -> None:
@@ -23,7 +22,6 @@ def main(cfg: DictConfig) -> None:
         raise UserError("ckpt_path=… is needed, the checkpoint to cut")
     refuse_other_groups("compact.py", "ckpt_path", "round_to")
     check_settings(cfg)
-    import_lightning()
     from sparsereg.checkpoint import load, read_checkpoint, write_atomically  # take seconds
     from sparsereg.compact import fold, load_compact
     from sparsereg.compact_file import cut_file

@@ -11,7 +11,6 @@ from sparsereg import command_line
 from sparsereg.errors import UserError
 from sparsereg.resume import refuse_other_groups, settings_of
 from sparsereg.settings import check_devices, check_settings
-from sparsereg.start_up import import_lightning
 
 
 def main(cfg: DictConfig) -> None:
@@ -20,7 +19,6 @@ def main(cfg: DictConfig) -> None:
     refuse_other_groups("test.py", "ckpt_path", "data", "trainer", "matmul_precision", "flip_tta")
     check_settings(cfg)
     check_devices(cfg.trainer)
-    import_lightning()
     import torch  # these imports take seconds: only when the settings are right
     from hydra.utils import instantiate
 

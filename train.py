@@ -19,7 +19,6 @@ from sparsereg import command_line
 from sparsereg.finished import finished_run
 from sparsereg.resume import check_compact, check_resumable, finetune_settings, run_settings
 from sparsereg.settings import check_devices, check_settings, check_sweep, check_target
-from sparsereg.start_up import import_lightning
 
 
 def main(cfg: DictConfig) -> tuple[float, float]:
@@ -38,7 +37,6 @@ def main(cfg: DictConfig) -> tuple[float, float]:
 
 
 def train(cfg: DictConfig, overrides: list[str]) -> dict:
-    import_lightning()
     import pytorch_lightning as pl  # these imports take seconds: only when the settings are right
     import torch
     from hydra.utils import instantiate

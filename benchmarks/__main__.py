@@ -18,7 +18,7 @@ import torch
 from benchmarks.measure import DEVICE
 from benchmarks.tables import print_table
 from sparsereg.latency import machine
-from sparsereg.start_up import keep_buffers
+from sparsereg.memory import keep_buffers
 
 PARTS = {  # name: module and function
     "ops": "benchmarks.ops:run",

@@ -3,6 +3,7 @@
 import csv
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytorch_lightning as pl
@@ -106,8 +107,7 @@ class GateMonitor(pl.Callback):
     def write_counts(self, trainer: pl.Trainer, qz_loga: torch.Tensor) -> None:
         bins = torch.bucketize(qz_loga.cpu(), self.EDGES)
         counts = bins.bincount(minlength=len(self.EDGES) + 1).tolist()
-        file = trainer.checkpoint_callback.folder.with_name("qz_loga.csv")
-        with open(file, "a", encoding="utf-8", newline="") as out:
+        with open(Path(trainer.log_dir) / "qz_loga.csv", "a", encoding="utf-8", newline="") as out:
             rows = csv.writer(out, lineterminator="\n")
             if out.tell() == 0:
                 rows.writerow(["step", "-inf", *self.EDGES.tolist()])

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sparsereg.errors import UserError
-from sparsereg.start_up import keep_buffers
+from sparsereg.memory import keep_buffers
 from sparsereg.sweep import stop_jobs
 
 CONFIG = Path(__file__).parent.parent / "config"

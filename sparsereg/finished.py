@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 from omegaconf import DictConfig
 
-from sparsereg.resume import STARTS, finetune_settings, replayable
+from sparsereg.resume import finetune_settings, replayable
 from sparsereg.settings import to_plain
 
 # Settings that leave the result as it is: they say what is shown, and where things are kept.
@@ -74,7 +74,7 @@ def started_with(config: dict) -> dict:
     if not config["resume_training"]:
         return config
     before = started_with(load_yaml(Path(config["ckpt_path"]).parents[1] / "config.yaml"))
-    return config | {key: before[key] for key in STARTS}
+    return config | {key: before[key] for key in ("ckpt_path", "resume_training", "model")}
 
 
 def comparable(config: dict) -> dict:

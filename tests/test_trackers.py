@@ -23,7 +23,7 @@ def tracked(tmp_path_factory):
 
 def test_csv_and_tensorboard_stay(tracked):
     names = {path.name.split(".")[0] for path in run_folder(tracked).iterdir()}
-    assert names == {"checkpoints", "config", "events", "hparams", "metrics", "summary"}
+    assert names == {"checkpoints", "config", "events", "hparams", "metrics", "qz_loga", "summary"}
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's use of SQLAlchemy

@@ -1,4 +1,4 @@
-"""The commands import what they need, and no more."""
+"""Memory that is freed stays with the process."""
 
 import platform
 import subprocess
@@ -7,26 +7,10 @@ import sys
 import pytest
 from conftest import ROOT
 
-PROGRAM = """
-import sys
-from sparsereg.start_up import import_lightning
-import_lightning()
-import pytorch_lightning, torchmetrics
-from lightning_utilities.core.imports import RequirementCache, package_available
-print(*(name in sys.modules for name in ("pytorch_lightning", "scipy.signal", "matplotlib")))
-print(bool(RequirementCache("scipy")), package_available("torchvision"))
-"""
-
-
-def test_lightning_comes_without_what_nobody_uses():
-    out = subprocess.check_output([sys.executable, "-c", PROGRAM], cwd=ROOT, text=True)
-    assert out.split() == ["True", "False", "False", "True", "True"], "and nothing stays patched"
-
-
 FAULTS = """
 import resource, sys
 import numpy as np
-from sparsereg.start_up import keep_buffers
+from sparsereg.memory import keep_buffers
 if len(sys.argv) > 1:
     keep_buffers()
 for step in range(21):
