@@ -21,6 +21,9 @@ test: .venv/.installed-dev ## Run all tests
 
 table: .venv/.installed ## Train every row of docs/results.md, hours on a GPU (SEEDS="1 2 3" JOBS=8 SETTINGS="trainer=gpu")
 	$(RUN) -m docs.table published modern ablation --seeds $(SEEDS) --jobs $(JOBS) -- $(SETTINGS)
+	$(RUN) report.py runs=outputs/table/full out=outputs/table/report
+	cp outputs/table/report/report.csv docs/results/full_schedule.csv
+	$(RUN) report.py results=docs/results
 
 bench: .venv/.installed ## Measure speed on this machine (about ten minutes), see docs/performance.md
 	$(RUN) -m benchmarks
