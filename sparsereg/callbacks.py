@@ -96,22 +96,23 @@ class GateMonitor(pl.Callback):
                 "Lower lambda_l0, or keep a channel open in each block with min_open_channels=1."
             )
         gates = {name: gate.qz_loga.detach() for name, gate in gate_layers(net).items()}
+        folder = Path(trainer.log_dir)  # every process asks: the first one tells the others
         if not gates or not trainer.is_global_zero:
             return
-        self.write_counts(trainer, torch.cat(list(gates.values())))
+        self.write_counts(folder, trainer.global_step, torch.cat(list(gates.values())))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 for name, qz_loga in gates.items():
                     logger.experiment.add_histogram(f"qz_loga/{name}", qz_loga, trainer.global_step)
 
-    def write_counts(self, trainer: pl.Trainer, qz_loga: torch.Tensor) -> None:
+    def write_counts(self, folder: Path, step: int, qz_loga: torch.Tensor) -> None:
         bins = torch.bucketize(qz_loga.cpu(), self.EDGES)
         counts = bins.bincount(minlength=len(self.EDGES) + 1).tolist()
-        with open(Path(trainer.log_dir) / "qz_loga.csv", "a", encoding="utf-8", newline="") as out:
+        with open(folder / "qz_loga.csv", "a", encoding="utf-8", newline="") as out:
             rows = csv.writer(out, lineterminator="\n")
             if out.tell() == 0:
                 rows.writerow(["step", "-inf", *self.EDGES.tolist()])
-            rows.writerow([trainer.global_step, *counts])
+            rows.writerow([step, *counts])
 
 
 class StillGates(pl.Callback):

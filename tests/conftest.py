@@ -44,8 +44,13 @@ def launch(script: str, *arguments: str, **options) -> subprocess.Popen:
 
 def run_process(script: str, *arguments: str, **options) -> Result:
     start = time.perf_counter()
-    process = launch(script, *arguments, **options)
-    out, err = process.communicate(timeout=240)
+    process = launch(script, *arguments, start_new_session=True, **options)
+    try:
+        out, err = process.communicate(timeout=240)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        out, err = process.communicate()
+        pytest.fail(f"{script} had not ended after 240 s:\n{out}\n{err}")
     return Result(process.returncode, out, err, time.perf_counter() - start)
 
 
