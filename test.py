@@ -8,9 +8,10 @@ Network and data come from the checkpoint; `data.root=…` and the like are chan
 from omegaconf import DictConfig
 
 from sparsereg import command_line
+from sparsereg.devices import check_devices
 from sparsereg.errors import UserError
 from sparsereg.resume import refuse_other_groups, settings_of
-from sparsereg.settings import check_devices, check_settings
+from sparsereg.settings import check_settings
 
 
 def main(cfg: DictConfig) -> None:

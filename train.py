@@ -16,9 +16,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from sparsereg import command_line
+from sparsereg.conflicts import check_target
+from sparsereg.devices import check_devices, check_sweep
 from sparsereg.finished import finished_run
 from sparsereg.resume import check_compact, check_resumable, finetune_settings, run_settings
-from sparsereg.settings import check_devices, check_settings, check_sweep, check_target
+from sparsereg.settings import check_settings
 
 
 def main(cfg: DictConfig) -> tuple[float, float]:

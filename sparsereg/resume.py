@@ -9,8 +9,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from sparsereg.command_line import CONFIG
+from sparsereg.conflicts import check_target
+from sparsereg.devices import check_devices
 from sparsereg.errors import UserError
-from sparsereg.settings import check_devices, check_settings, check_target, to_plain
+from sparsereg.settings import check_settings, to_plain
 
 # What is replayed from a checkpoint only chooses among this repository's own configuration files
 # and sets plain values: no interpolation (it could read the environment), no class to call.

@@ -1,4 +1,4 @@
-"""Checks of the settings, made before anything slow is imported; no torch here."""
+"""Checks of each setting, made before anything slow is imported; no torch here."""
 
 import math
 import os
@@ -10,10 +10,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from sparsereg.checkpoint_file import check_checkpoint_file
+from sparsereg.conflicts import check_finetuning, check_gates
 from sparsereg.errors import UserError
 
 COSTS = ("channels", "params", "macs")
-TARGET_WARMUP, SETTLED = 0.4, 0.4  # shares of the run, if target_warmup, settle_epochs are null
 ACTIVATIONS = ("relu", "leakyrelu", "gelu", "tanh")
 SAMPLING = ("per_sample", "per_batch")
 LIBRARIES = ("sparsereg", "torchvision", "timm")
@@ -213,132 +213,6 @@ def check_compiler() -> None:
     """torch.compile writes C++, on a GPU too for what surrounds its kernels."""
     if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
         raise UserError("compile=true needs a C++ compiler: install g++ or clang++")
-
-
-def check_finetuning(cfg: DictConfig) -> None:
-    """What would go wrong after the gated training shows before it."""
-    if cfg.finetune_epochs and cfg.without_using_gate:
-        raise UserError(
-            f"finetune_epochs={cfg.finetune_epochs} trains the network that is cut after training "
-            "with gates: use without_using_gate=false"
-        )
-    if 0 < cfg.finetune_epochs < cfg.trainer.check_val_every_n_epoch:
-        raise UserError(
-            f"finetune_epochs={cfg.finetune_epochs} must be at least "
-            f"trainer.check_val_every_n_epoch={cfg.trainer.check_val_every_n_epoch}"
-        )
-    if cfg.finetune_lr is not None and not cfg.finetune_epochs:
-        raise UserError(f"finetune_lr={cfg.finetune_lr} needs finetune_epochs=…")
-
-
-def check_gates(cfg: DictConfig) -> None:
-    """Settings of gates need gates."""
-    needs_gates = {
-        "target_sparsity": cfg.target_sparsity is not None,
-        "lambda_warmup": cfg.lambda_warmup > 0,
-        "gate_reductions": cfg.gate_reductions,
-        "keep_gates": cfg.keep_gates,
-    }
-    for key, is_set in needs_gates.items():
-        if is_set and cfg.without_using_gate:
-            raise UserError(f"{key}={str(cfg[key]).lower()} needs gates: without_using_gate=false")
-    if cfg.gate_reductions and "gate_reductions" not in cfg.model:
-        raise UserError(
-            "gate_reductions=true: this model has no such setting; model.include and model.exclude "
-            "say where its gates are"
-        )
-    if cfg.keep_gates and cfg.ckpt_path is None:
-        raise UserError("keep_gates=true needs ckpt_path=…, the checkpoint whose gates to keep")
-
-
-def check_target(cfg: DictConfig, overrides: list[str]) -> None:
-    """Raise UserError for settings that contradict a target, or that need one."""
-    given = {override.partition("=")[0]: override for override in overrides}
-    if cfg.keep_gates and "droprate_init" in given:
-        raise UserError(
-            f"{given['droprate_init']} is where new gates start, but keep_gates=true takes the "
-            "checkpoint's: leave one of them out"
-        )
-    target = cfg.target_sparsity
-    if target is None:
-        for key in ("target_warmup", "settle_epochs", "dual_lr"):
-            if cfg[key] is not None:
-                raise UserError(f"{key}={cfg[key]} needs target_sparsity=…")
-        return
-    if "lambda_l0" in given:
-        raise UserError(
-            f"{given['lambda_l0']} is set by hand, but target_sparsity={target} moves λ itself: "
-            "leave one of them out"
-        )
-    excluded = {
-        "lambda_warmup": (cfg.lambda_warmup > 0, "is for a λ set by hand; use target_warmup"),
-        "min_open_channels": (cfg.min_open_channels < 1, "lets blocks close altogether"),
-        "round_to": (cfg.round_to > 1, "puts closed channels back, and would miss it"),
-    }
-    for key, (is_set, why) in excluded.items():
-        if is_set:
-            raise UserError(f"{key}={cfg[key]} with target_sparsity={target}: it {why}")
-    check_time_to_settle(cfg)
-
-
-def check_time_to_settle(cfg: DictConfig) -> None:
-    """The target must have risen before the gates settle, and an epoch be validated after that."""
-    epochs, every = cfg.trainer.max_epochs, cfg.trainer.check_val_every_n_epoch
-    settle = SETTLED * epochs if cfg.settle_epochs is None else cfg.settle_epochs
-    if (cfg.target_warmup or 0) + settle > epochs:
-        raise UserError(
-            f"target_warmup={cfg.target_warmup} and the last {settle:g} epochs, in which the gates "
-            f"are settled (settle_epochs), do not fit into trainer.max_epochs={epochs}"
-        )
-    last_validated = epochs // every * every
-    if last_validated < epochs and last_validated <= epochs - settle:
-        raise UserError(
-            f"trainer.check_val_every_n_epoch={every} validates none of the last {settle:g} "
-            "epochs, in which the gates are settled: best.ckpt would not have the target"
-        )
-
-
-def check_devices(trainer: DictConfig) -> None:
-    """Raise UserError when a GPU, or more devices than there are, is asked for."""
-    accelerator, devices = trainer.accelerator, trainer.devices
-    available = os.cpu_count() if accelerator == "cpu" else count_gpus(accelerator)
-    if available == 0:
-        if accelerator != "auto":
-            raise UserError(
-                f"trainer.accelerator={accelerator}, but torch sees no GPU here: "
-                "use trainer=cpu, or add trainer.accelerator=cpu"
-            )
-        available = os.cpu_count()
-    on_gpu = accelerator != "cpu" and count_gpus(accelerator) > 0
-    asked = len(devices) if on_gpu and OmegaConf.is_list(devices) else devices
-    if asked == "auto" or (on_gpu and asked in ("-1", -1)):
-        return
-    if isinstance(asked, str) and asked.isdigit():
-        asked = int(asked)
-    if not is_count(asked):
-        raise UserError(f"trainer.devices={devices} must be a whole number of at least 1, or auto")
-    if asked > available:
-        raise UserError(f"trainer.devices={devices}: this machine has {available}")
-
-
-def check_sweep(trainer: DictConfig) -> None:
-    """A second process of a job would start with the command line of the whole sweep."""
-    devices = trainer.devices
-    one = devices == 1 or (OmegaConf.is_list(devices) and len(devices) == 1)
-    started_by_slurm = int(os.environ.get("SLURM_NTASKS", 1)) > 1
-    if not one and not started_by_slurm:
-        raise UserError(
-            f"trainer.devices={devices}: a job of a sweep is one process, use trainer.devices=1 "
-            "(hydra/launcher=joblib runs several jobs at once)"
-        )
-
-
-def count_gpus(accelerator: str) -> int:
-    import torch
-
-    if torch.backends.mps.is_available() and accelerator != "cuda":
-        return 1
-    return torch.cuda.device_count()
 
 
 def to_plain(cfg: DictConfig) -> dict:

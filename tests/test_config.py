@@ -6,7 +6,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from sparsereg.command_line import CONFIG
-from sparsereg.settings import check_settings, check_target
+from sparsereg.conflicts import check_target
+from sparsereg.settings import check_settings
 
 OPTIONS = [f"{path.parent.name}={path.stem}" for path in sorted(CONFIG.glob("*/*.yaml"))]
 

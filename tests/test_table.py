@@ -10,7 +10,8 @@ from hydra import compose, initialize_config_dir
 
 from docs import table
 from sparsereg.command_line import CONFIG
-from sparsereg.settings import check_settings, check_target
+from sparsereg.conflicts import check_target
+from sparsereg.settings import check_settings
 
 
 @pytest.fixture

@@ -1,0 +1,51 @@
+"""Checks of the devices that are asked for; torch is imported only to count GPUs."""
+
+import os
+
+from omegaconf import DictConfig, OmegaConf
+
+from sparsereg.errors import UserError
+from sparsereg.settings import is_count
+
+
+def check_devices(trainer: DictConfig) -> None:
+    """Raise UserError when a GPU, or more devices than there are, is asked for."""
+    accelerator, devices = trainer.accelerator, trainer.devices
+    available = os.cpu_count() if accelerator == "cpu" else count_gpus(accelerator)
+    if available == 0:
+        if accelerator != "auto":
+            raise UserError(
+                f"trainer.accelerator={accelerator}, but torch sees no GPU here: "
+                "use trainer=cpu, or add trainer.accelerator=cpu"
+            )
+        available = os.cpu_count()
+    on_gpu = accelerator != "cpu" and count_gpus(accelerator) > 0
+    asked = len(devices) if on_gpu and OmegaConf.is_list(devices) else devices
+    if asked == "auto" or (on_gpu and asked in ("-1", -1)):
+        return
+    if isinstance(asked, str) and asked.isdigit():
+        asked = int(asked)
+    if not is_count(asked):
+        raise UserError(f"trainer.devices={devices} must be a whole number of at least 1, or auto")
+    if asked > available:
+        raise UserError(f"trainer.devices={devices}: this machine has {available}")
+
+
+def check_sweep(trainer: DictConfig) -> None:
+    """A second process of a job would start with the command line of the whole sweep."""
+    devices = trainer.devices
+    one = devices == 1 or (OmegaConf.is_list(devices) and len(devices) == 1)
+    started_by_slurm = int(os.environ.get("SLURM_NTASKS", 1)) > 1
+    if not one and not started_by_slurm:
+        raise UserError(
+            f"trainer.devices={devices}: a job of a sweep is one process, use trainer.devices=1 "
+            "(hydra/launcher=joblib runs several jobs at once)"
+        )
+
+
+def count_gpus(accelerator: str) -> int:
+    import torch
+
+    if torch.backends.mps.is_available() and accelerator != "cuda":
+        return 1
+    return torch.cuda.device_count()
