@@ -76,6 +76,11 @@ class ExpectedCost(nn.Module):
         params, macs = exact.totals(is_open.cpu().double()).round().tolist()
         return {"channels": int(is_open.sum()), "params": int(params), "macs": int(macs)}
 
+    def blocked(self, is_open: Tensor) -> bool:
+        """Is a bottleneck closed, and `count` no longer exact?"""
+        padded = torch.cat([is_open, is_open.new_zeros(1)])
+        return not padded[self.bottlenecks].any(dim=1).all()
+
     def sparsity(self, is_open: Tensor) -> dict[str, float]:
         """1 - cost / dense cost, for each of them."""
         return {name: 1 - n / self.dense[name] for name, n in self.count(is_open).items()}

@@ -60,6 +60,7 @@ def test_any_gates_cost_what_the_cut_network_has(gate_reductions, share):
         is_open = torch.rand(cost.num_gates) < share
         is_open[cost.cheapest("params", 1)] = True  # no block is without any
         found = cost.count(is_open)
+        assert not cost.blocked(is_open)
         assert size_when_cut(net, is_open, IMAGE) == {k: found[k] for k in ("params", "macs")}
 
 
@@ -122,6 +123,7 @@ def test_collapsed_networks_are_the_stated_error():
     is_open[cost.bottlenecks[3][:96]] = False
     with pytest.raises(Collapsed):
         size_when_cut(net, is_open, IMAGE)
+    assert cost.blocked(is_open)
     assert 0 < cost.count(is_open)["params"] < cost.dense["params"]
 
 
