@@ -14,8 +14,8 @@ from rich.table import Table
 
 from sparsereg.run_records import Run, natural
 
-FIRST = (  # settings in this order, then the others by name
-    *("data", "data.name", "model", "start", "lambda_l0", "target_sparsity", "cost"),
+BEFORE = ("data", "data.name", "model", "start", "lambda_l0", "target_sparsity", "cost")
+AFTER = (  # the results, in this order, then the other settings by name
     *("droprate_init", "gate_lr", "trainer.max_epochs", "optimizer", "optimizer.lr", "scheduler"),
 )
 PERCENT, SHARE, COUNT, TIME = (100, ".2f"), (1, ".4f"), (1, ",.0f"), (1, ".2f")
@@ -72,23 +72,37 @@ def differing_settings(rows: list[Row]) -> list[str]:
         for key, value in row.settings.items():
             values.setdefault(key, set()).add(json.dumps(value))
     differing = {key for key, seen in values.items() if len(seen) > 1}
-    return [k for k in FIRST if k in differing] + sorted(differing - set(FIRST))
+    first = BEFORE + AFTER
+    return [k for k in first if k in differing] + sorted(differing - set(first))
 
 
 def table(rows: list[Row], with_checkpoint: bool = True) -> list[list[str]]:
-    """Headings, then one list of cells for each row."""
+    """Headings, then one list of cells for each row: what a run is, its results, other settings."""
     keys = differing_settings(rows)
+    before, after = ([k for k in keys if (k in BEFORE) == first] for first in (True, False))
+    columns = [settings_of(rows, before), results_of(rows), settings_of(rows, after)]
+    if with_checkpoint:
+        columns.append([["checkpoint"], *([row.checkpoint()] for row in rows)])
+    return [[cell for part in parts for cell in part] for parts in zip(*columns, strict=True)]
+
+
+def settings_of(rows: list[Row], keys: list[str]) -> list[list[str]]:
+    """The keys, then their values in each row."""
+    return [keys, *([setting_text(row.settings.get(key)) for key in keys] for row in rows)]
+
+
+def results_of(rows: list[Row]) -> list[list[str]]:
+    """The headings of the results that some row has, then each row's."""
     shown = {
         result: column
         for result, column in RESULT_COLUMNS.items()
         if any(row.mean_sd(result)[0] is not None for row in rows)
     }
-    cells = [[*keys, *(heading for heading, _ in shown.values()), "seeds", "checkpoint"]]
+    cells = [[*(heading for heading, _ in shown.values()), "seeds"]]
     for row in rows:
-        settings = [setting_text(row.settings.get(key)) for key in keys]
         results = [mean_text(*row.mean_sd(key), *style) for key, (_, style) in shown.items()]
-        cells.append([*settings, *results, row.seeds(), row.checkpoint()])
-    return cells if with_checkpoint else [row[:-1] for row in cells]
+        cells.append([*results, row.seeds()])
+    return cells
 
 
 def setting_text(value: Any) -> str:
@@ -121,7 +135,7 @@ def settings_text(settings: dict[str, Any], keys: list[str]) -> str:
 def rich_table(rows: list[Row]) -> Table:
     """For the terminal: numbered rows, all settings in one column, and no checkpoints."""
     keys = differing_settings(rows)
-    headings, *cells = [row[len(keys) :] for row in table(rows, with_checkpoint=False)]
+    headings, *cells = results_of(rows)
     shown = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     shown.add_column("", no_wrap=True)
     shown.add_column("settings", overflow="fold", min_width=12)

@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ import torch
 ROOT = Path(__file__).parent.parent
 SHORT = (  # a run of a few seconds; each test adds what it is about
     "data=digits",
+    "data.batch_size=32",
     "trainer=cpu",
     "trainer.max_epochs=1",
     "trainer.limit_train_batches=3",
@@ -63,21 +65,27 @@ def assert_one_line(result: Result, *words: str) -> None:
         assert word in lines[0], lines[0]
 
 
+def run_here(script: str, *arguments: str) -> int:
+    """Exit code of a script that runs in this process, which saves the seconds of the imports."""
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with patch.object(sys, "argv", [script, *arguments]):
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+    except SystemExit as end:
+        return end.code
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+    return 0
+
+
 @pytest.fixture
-def command(monkeypatch, capfd):
-    """Run a script in this process, which saves the seconds of the imports."""
+def command(capfd):
+    """`run_here` with what it prints."""
 
     def run(script: str, *arguments: str) -> Result:
-        monkeypatch.setattr(sys, "argv", [script, *arguments])
-        handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-        start, code = time.perf_counter(), 0
-        try:
-            runpy.run_path(str(ROOT / script), run_name="__main__")
-        except SystemExit as end:
-            code = end.code
-        finally:
-            for signum, handler in handlers.items():
-                signal.signal(signum, handler)
+        start = time.perf_counter()
+        code = run_here(script, *arguments)
         return Result(code, *capfd.readouterr(), time.perf_counter() - start)
 
     return run
@@ -101,10 +109,8 @@ def trained(tmp_path_factory) -> dict[str, Path]:
     paths = {}
     for name, ungated in (("gated", "false"), ("ungated", "true")):
         folder = tmp_path_factory.mktemp(name)
-        result = run_process(
-            "train.py", *SHORT, f"without_using_gate={ungated}", f"output_dir={folder}"
-        )
-        assert result.code == 0, result.err
+        settings = (f"without_using_gate={ungated}", f"output_dir={folder}")
+        assert run_here("train.py", *SHORT, *settings) == 0
         paths[name] = checkpoint_path(folder)
     return paths
 

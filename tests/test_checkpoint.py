@@ -3,14 +3,13 @@
 import errno
 import os
 import resource
-import signal
 import subprocess
 import sys
 import time
 
 import pytest
 import torch
-from conftest import ROOT, SHORT, checkpoint_path, launch, run_process
+from conftest import ROOT, SHORT, checkpoint_path, run_process
 
 import sparsereg
 from sparsereg.checkpoint import AtomicCheckpointIO, load_weights, read_checkpoint
@@ -29,13 +28,13 @@ def test_sigkill_during_the_write_leaves_the_earlier_file(tmp_path):
         "    AtomicCheckpointIO().save_checkpoint({'i': i, 'weights': weights}, sys.argv[1])\n"
     )
     path = tmp_path / "last.ckpt"
-    for attempt in range(5):
+    for attempt in range(3):
         command = [sys.executable, "-c", program, str(path)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as process:
             process.stdout.readline()
             while attempt == 0 and not path.exists():
                 time.sleep(0.01)
-            time.sleep(0.05 + 0.03 * attempt)
+            time.sleep(0.05 + 0.05 * attempt)
             process.kill()
         saved = torch.load(path, weights_only=True)
         assert (saved["weights"] == saved["i"]).all()
@@ -68,8 +67,8 @@ def test_full_disk_while_overwriting(tmp_path):
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
-def test_run_that_diverges_keeps_its_last_finite_checkpoint(tmp_path):
-    result = run_process(
+def test_run_that_diverges_keeps_its_last_finite_checkpoint(command, tmp_path):
+    result = command(
         "train.py",
         *SHORT,
         "optimizer=sgd",
@@ -180,13 +179,3 @@ def test_load_refuses_other_files(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             sparsereg.load(tmp_path / name)
-
-
-def test_a_stopped_run_leaves_no_temporary_file(tmp_path):
-    process = launch("train.py", *SHORT, "trainer.max_epochs=100", f"output_dir={tmp_path}")
-    for line in process.stdout:
-        if line.startswith("epoch 3/"):
-            process.send_signal(signal.SIGTERM)
-    process.stdout.close(), process.stderr.close()
-    assert process.wait() == 143
-    assert not list(tmp_path.rglob("*.tmp"))

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import checkpoint_path, launch, run_folder, run_process
+from conftest import checkpoint_path, launch, run_folder
 
 from sparsereg.checkpoint import read_checkpoint
 
 RUN = (  # everything that has a state: noise, shuffling, augmentation, momentum, two schedules
     "data=digits",
+    "data.batch_size=32",
     "data.flip=true",
     "trainer=cpu",
     "trainer.max_epochs=4",
@@ -81,101 +82,89 @@ def assert_same(a, b, path: str = "") -> None:
         assert a == b, path
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
-def uninterrupted(request, tmp_path_factory) -> tuple[tuple[str, ...], Path]:
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    arguments = (*RUN, *VARIANTS[request.param])
-    result = run_process("train.py", *arguments, f"output_dir={folder}")
-    assert result.code == 0, result.err
-    return arguments, folder
-
-
-def test_killed_and_resumed_is_bit_identical(uninterrupted, tmp_path):
-    """SIGKILL between two checkpoints, then the contract's resume command and nothing else."""
-    arguments, folder = uninterrupted
-    code, _ = stop_after(2, signal.SIGKILL, *arguments, f"output_dir={tmp_path}")
-    assert code == -signal.SIGKILL
-    result = run_process(
-        "train.py", f"ckpt_path={checkpoint_path(tmp_path)}", "resume_training=true"
-    )
-    assert result.code == 0, result.err
-
-    whole = read_checkpoint(checkpoint_path(folder))
-    resumed = read_checkpoint(checkpoint_path(tmp_path, 1))
-    assert all((key in whole) == ("recipe=modern" in arguments) for key in AVERAGED)
-    for key in (*STATES, *AVERAGED):
-        assert_same(whole.get(key), resumed.get(key), key)
-    expected = metrics(run_folder(folder))
-    parts = metrics(run_folder(tmp_path)) | metrics(run_folder(tmp_path, 1))
-    assert len(expected) > 30
-    differing = {k: (v, parts.get(k)) for k, v in expected.items() if parts.get(k) != v}
-    assert not differing
-    best = [
-        read_checkpoint(checkpoint_path(f, v, "best.ckpt")) for f, v in ((folder, 0), (tmp_path, 1))
-    ]
-    assert_same(best[0]["state_dict"], best[1]["state_dict"], "best.ckpt")
-
-
-def test_killed_again_in_the_last_epoch(uninterrupted, tmp_path):
-    """A resumed run that is killed before it completes an epoch is resumed as well."""
-    arguments, folder = uninterrupted
-    stop_after(3, signal.SIGKILL, *arguments, f"output_dir={tmp_path}")
-    resume = (f"ckpt_path={checkpoint_path(tmp_path)}", "resume_training=true")
-    process = launch("train.py", *resume)
-    while not checkpoint_path(tmp_path, 1).exists() and process.poll() is None:
+def resume_and_kill(last: Path, new: Path) -> None:
+    """Go on from `last`, with SIGKILL as soon as there is a `new` checkpoint, of the first step."""
+    process = launch("train.py", f"ckpt_path={last}", "resume_training=true")
+    while not new.exists() and process.poll() is None:
         time.sleep(0.01)
     process.kill()
     process.communicate()
-    again = f"ckpt_path={checkpoint_path(tmp_path, 1)}"
-    result = run_process("train.py", again, "resume_training=true")
+
+
+@pytest.mark.parametrize("variant, kills", [("multistep", 2), ("target", 1), ("modern", 1)])
+def test_killed_and_resumed_is_bit_identical(command, tmp_path, variant, kills):
+    """SIGKILL between two checkpoints, once more before the resumed run has completed an epoch,
+    then the contract's resume command and nothing else."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    arguments = (*RUN, *VARIANTS[variant])
+    result = command("train.py", *arguments, f"output_dir={whole}")
     assert result.code == 0, result.err
-    whole = read_checkpoint(checkpoint_path(folder))
-    resumed = read_checkpoint(checkpoint_path(tmp_path, 2))
-    for key in STATES:
-        assert_same(whole[key], resumed[key], key)
+    code, _ = stop_after(2, signal.SIGKILL, *arguments, f"output_dir={parts}")
+    assert code == -signal.SIGKILL
+    if kills == 2:
+        resume_and_kill(checkpoint_path(parts), checkpoint_path(parts, 1))
+    last = checkpoint_path(parts, kills - 1)
+    result = command("train.py", f"ckpt_path={last}", "resume_training=true")
+    assert result.code == 0, result.err
+
+    for name, keys in (("last.ckpt", (*STATES, *AVERAGED)), ("best.ckpt", ("state_dict",))):
+        expected = read_checkpoint(checkpoint_path(whole, name=name))
+        resumed = read_checkpoint(checkpoint_path(parts, kills, name))
+        assert all((key in expected) == (variant == "modern") for key in AVERAGED)
+        for key in keys:
+            assert_same(expected.get(key), resumed.get(key), f"{name}: {key}")
+    expected, found = metrics(run_folder(whole)), {}
+    for version in (0, kills):
+        found |= metrics(run_folder(parts, version))
+    assert len(expected) > 30
+    differing = {k: (v, found.get(k)) for k, v in expected.items() if found.get(k) != v}
+    assert not differing
 
 
-@pytest.mark.parametrize("signum, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_stopped_by_a_signal(tmp_path, signum, code):
-    returned, out = stop_after(2, signum, *RUN, f"output_dir={tmp_path}")
+def test_terminated(tmp_path):
+    """As the scheduler of a cluster does it."""
+    code, out = stop_after(2, signal.SIGTERM, *RUN, f"output_dir={tmp_path}")
     last = checkpoint_path(tmp_path)
-    assert returned == code
+    assert code == 143
     assert f"python train.py ckpt_path={last} resume_training=true" in out
     assert "Traceback" not in out
     assert read_checkpoint(last)["epoch"] == 1
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_stopped_in_the_first_epoch(tmp_path):
+def test_interrupted(command, tmp_path):
+    """By Ctrl-C, in a folder of any name: a shell understands the command that is printed."""
+    folder = tmp_path / "a [b]=c"
+    arguments = (*RUN, "trainer.max_epochs=2", f"output_dir='{folder}'")
+    code, out = stop_after(1, signal.SIGINT, *arguments)
+    assert code == 130 and "Traceback" not in out
+    line = next(line for line in out.splitlines() if line.startswith("stopped; to go on: python "))
+    result = command(*shlex.split(line.removeprefix("stopped; to go on: python ")))
+    assert result.code == 0, result.err
+    assert read_checkpoint(checkpoint_path(folder, 1))["epoch"] == 1
+
+
+def test_stopped_in_the_first_epoch(command, tmp_path):
     """There is a checkpoint from the first step on, and it resumes exactly too."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
     arguments = (*RUN, "trainer.max_epochs=1")
-    whole = run_process("train.py", *arguments, f"output_dir={tmp_path / 'whole'}")
-    assert whole.code == 0, whole.err
-    process = launch("train.py", *arguments, f"output_dir={tmp_path / 'part'}")
-    last = checkpoint_path(tmp_path / "part")
+    result = command("train.py", *arguments, f"output_dir={whole}")
+    assert result.code == 0, result.err
+    process = launch("train.py", *arguments, f"output_dir={parts}")
+    last = checkpoint_path(parts)
     while not last.exists() and process.poll() is None:
-        pass
+        time.sleep(0.001)
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130
-    process.stdout.close(), process.stderr.close()
+    process.communicate()
+    assert process.returncode == 130
     assert read_checkpoint(last)["global_step"] == 0
-    result = run_process("train.py", f"ckpt_path={last}", "resume_training=true")
+    result = command("train.py", f"ckpt_path={last}", "resume_training=true")
     assert result.code == 0, result.err
     for key in ("state_dict", "optimizer_states"):
         assert_same(
-            read_checkpoint(checkpoint_path(tmp_path / "whole"))[key],
-            read_checkpoint(checkpoint_path(tmp_path / "part", 1))[key],
+            read_checkpoint(checkpoint_path(whole))[key],
+            read_checkpoint(checkpoint_path(parts, 1))[key],
         )
-
-
-def test_the_printed_command_is_one_that_a_shell_understands(tmp_path):
-    folder = tmp_path / "a [b]=c"
-    arguments = (*RUN[:3], "trainer.max_epochs=2", *RUN[4:], f"output_dir='{folder}'")
-    code, out = stop_after(1, signal.SIGINT, *arguments)
-    assert code == 130
-    line = next(line for line in out.splitlines() if line.startswith("stopped; to go on: python "))
-    words = shlex.split(line.removeprefix("stopped; to go on: python "))
-    result = run_process(*words)
-    assert result.code == 0, result.err
 
 
 def test_distributed_run_stopped_by_a_signal(tmp_path):

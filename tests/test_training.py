@@ -149,7 +149,7 @@ def test_runs_started_together_get_their_own_folders(tmp_path):
         "from sparsereg.run_folder import claim_version\n"
         "cfg = OmegaConf.create({})\n"
         "input()\n"
-        "print(*[claim_version(Path(sys.argv[1]), cfg) for _ in range(50)])"
+        "print(*[claim_version(Path(sys.argv[1]), cfg) for _ in range(100)])"
     )
     processes = [
         subprocess.Popen(
@@ -159,7 +159,7 @@ def test_runs_started_together_get_their_own_folders(tmp_path):
             text=True,
             cwd=ROOT,
         )
-        for _ in range(4)
+        for _ in range(2)
     ]
     for process in processes:
         process.stdin.write("\n")
@@ -238,7 +238,7 @@ def test_progress_bar_shows_the_gates(tmp_path):
     assert "sparsity" in bar
 
 
-def test_test_from_another_folder(tmp_path):
+def test_test_from_another_folder(command, monkeypatch, tmp_path):
     """Relative data folders, of any name, are kept as absolute paths in the checkpoint."""
     images = tmp_path / "it's [my] images=1"
     for part in ("train", "test"):
@@ -249,10 +249,12 @@ def test_test_from_another_folder(tmp_path):
                 image.save(images / part / name / f"{i}.png")
     arguments = [*SHORT, "data=image_folder", "data.batch_size=4"]
     arguments.append("data.root='it\\'s [my] images=1'")
-    result = run_process("train.py", *arguments, "output_dir=out", cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    result = command("train.py", *arguments, "output_dir=out")
     assert result.code == 0, result.err
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
     path = checkpoint_path(tmp_path / "out")
-    result = run_process("test.py", f"ckpt_path={path}", "trainer=cpu", cwd=elsewhere)
+    result = command("test.py", f"ckpt_path={path}", "trainer=cpu")
     assert result.code == 0, result.err
