@@ -41,14 +41,16 @@ STATES = ("state_dict", "optimizer_states", "lr_schedulers", "callbacks", "loops
 AVERAGED = ("current_model_state", "averaging_state")
 
 
-def stop_after(epoch: int, signum: int, *arguments: str) -> tuple[int, str]:
-    """Send a signal to a run within the epoch that follows the given one."""
-    process = launch("train.py", *arguments)
+def stop_after(epoch: int, signum: int, folder: Path, *arguments: str) -> tuple[int, str]:
+    """Send a signal to a run once the checkpoint of an epoch is there, within the next one."""
+    process = launch("train.py", *arguments, f"output_dir='{folder}'")
     out = ""
     for line in process.stdout:
         out += line
         if line.startswith(f"epoch {epoch}/"):
-            time.sleep(0.4)
+            while read_checkpoint(checkpoint_path(folder))["epoch"] < epoch - 1:
+                time.sleep(0.01)
+            time.sleep(0.2)
             process.send_signal(signum)
     error = process.stderr.read()
     process.stdout.close(), process.stderr.close()
@@ -99,7 +101,7 @@ def test_killed_and_resumed_is_bit_identical(command, tmp_path, variant, kills):
     arguments = (*RUN, *VARIANTS[variant])
     result = command("train.py", *arguments, f"output_dir={whole}")
     assert result.code == 0, result.err
-    code, _ = stop_after(2, signal.SIGKILL, *arguments, f"output_dir={parts}")
+    code, _ = stop_after(2, signal.SIGKILL, parts, *arguments)
     assert code == -signal.SIGKILL
     if kills == 2:
         resume_and_kill(checkpoint_path(parts), checkpoint_path(parts, 1))
@@ -123,7 +125,7 @@ def test_killed_and_resumed_is_bit_identical(command, tmp_path, variant, kills):
 
 def test_terminated(tmp_path):
     """As the scheduler of a cluster does it."""
-    code, out = stop_after(2, signal.SIGTERM, *RUN, f"output_dir={tmp_path}")
+    code, out = stop_after(2, signal.SIGTERM, tmp_path, *RUN)
     last = checkpoint_path(tmp_path)
     assert code == 143
     assert f"python train.py ckpt_path={last} resume_training=true" in out
@@ -135,8 +137,7 @@ def test_terminated(tmp_path):
 def test_interrupted(command, tmp_path):
     """By Ctrl-C, in a folder of any name: a shell understands the command that is printed."""
     folder = tmp_path / "a [b]=c"
-    arguments = (*RUN, "trainer.max_epochs=2", f"output_dir='{folder}'")
-    code, out = stop_after(1, signal.SIGINT, *arguments)
+    code, out = stop_after(1, signal.SIGINT, folder, *RUN, "trainer.max_epochs=2")
     assert code == 130 and "Traceback" not in out
     line = next(line for line in out.splitlines() if line.startswith("stopped; to go on: python "))
     result = command(*shlex.split(line.removeprefix("stopped; to go on: python ")))
@@ -170,6 +171,6 @@ def test_stopped_in_the_first_epoch(command, tmp_path):
 def test_distributed_run_stopped_by_a_signal(tmp_path):
     distributed = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
     arguments = ("data=digits", "trainer.limit_train_batches=4", "trainer.max_epochs=50")
-    code, out = stop_after(1, signal.SIGTERM, *arguments, *distributed, f"output_dir={tmp_path}")
+    code, out = stop_after(1, signal.SIGTERM, tmp_path, *arguments, *distributed)
     assert code == 143 and out.count("stopped; to go on") == 1 and "Traceback" not in out
     read_checkpoint(checkpoint_path(tmp_path))
