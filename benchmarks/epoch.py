@@ -10,13 +10,16 @@ from hydra.utils import instantiate
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.data import per_image
-from benchmarks.measure import BATCH, CLASSES, DEVICE, IMAGE, alternate, rows_of
+from benchmarks.measure import BATCH, CLASSES, DEVICE, IMAGE, alternate, quartiles, rows_of
 from benchmarks.steps import reference_step
 from sparsereg.command_line import CONFIG, quieten
 from sparsereg.cost import ExpectedCost
 from sparsereg.data.batch_indices import BatchIndices
 from sparsereg.data.pipeline import ImageData, LabelledImages, Splits
+from sparsereg.model.basic_l0_blocks import deterministic_gate
+from sparsereg.model.googlenet import GoogleNet
 from sparsereg.module import L0Module
+from sparsereg.size import measure
 
 OURS, UNGATED, REFERENCE = "ours", "ours, no gates", "reference formulation, PIL"
 WATCHING = ("gate_monitor", "still_gates", "throughput", "learning_rate")  # callbacks
@@ -85,6 +88,23 @@ def busy_share(*arguments) -> float:
     return sum(e.time_range.elapsed_us() for e in on_gpu) / wall
 
 
+def sizes(rounds: int) -> dict:
+    """How GateMonitor finds the size of the cut network after each epoch, beside cutting it."""
+    net = GoogleNet()
+    for gate in net.gates.values():
+        gate.qz_loga.data.normal_(0, 3)
+    cost = ExpectedCost(net, IMAGE)
+    ways = {
+        "predicted": lambda: cost.count(deterministic_gate(net.qz_loga().detach()) > 0),
+        "cut and counted": lambda: measure(net, IMAGE),
+    }
+    times = {
+        name: quartiles([1000 * t for t in own]) for name, own in alternate(ways, rounds).items()
+    }
+    rows = [{"way": name, "ms": ms} for name, ms in times.items()]
+    return {"title": f"Size of the cut network, after each epoch, {rounds} rounds", "rows": rows}
+
+
 def run(rounds: int = 3, batches: int = 4, batch: int = BATCH) -> list[dict]:
     epochs = 1
     if DEVICE == "cuda":  # as many batches as CIFAR-10 has
@@ -101,7 +121,7 @@ def run(rounds: int = 3, batches: int = 4, batch: int = BATCH) -> list[dict]:
             ways[f"{OURS}, compiled"] = lambda: train(*size, folder, "compile=true")
         rows = rows_of(alternate(ways, rounds), epochs * batches * batch, {"× time of ours": OURS})
         title = f"End to end, {epochs} epochs of {batches} batches of {batch}, {DEVICE}"
-        tables = [{"title": f"{title}, {rounds} rounds", "rows": rows}]
+        tables = [{"title": f"{title}, {rounds} rounds", "rows": rows}, sizes(3 * rounds)]
         if DEVICE == "cuda":
             idle = {"way": OURS, "idle share of the GPU": 1 - busy_share(*size, folder)}
             tables.append({"title": "The GPU during training", "rows": [idle]})

@@ -1,14 +1,16 @@
-"""How a training step grows with gates, batch and classes; on a GPU, the memory it needs."""
+"""How a training step grows with gates, batch and classes, and the memory it needs."""
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.measure import BATCH, CLASSES, DEVICE, alternate, quartiles, ratios, rows_of
+from benchmarks.memory import peak_memory
 from benchmarks.steps import bound, gated_step, step_of, ungated_step
 from sparsereg.model.basic_l0_blocks import L0Gate, prob_nonzero
 
 GATES = (832, 10_000, 100_000)
+STEPS = {"ours": gated_step, "no gates": ungated_step}
 
 
 def one_layer(gates: int, gated: bool) -> tuple[nn.Module, L0Gate | None]:
@@ -47,23 +49,14 @@ def by_gates(rounds: int, numbers: tuple[int, ...]) -> dict:
     return {"title": f"One layer of so many gates, {DEVICE}, batch 16, 4x4 images", "rows": rows}
 
 
-def peak_memory(step) -> float:
-    """Most GPU memory in use during a step, in MiB."""
-    torch.cuda.reset_peak_memory_stats()
-    step()
-    return torch.cuda.max_memory_allocated() / 2**20
-
-
-def by_batch(rounds: int, batches: tuple[int, ...]) -> list[dict]:
+def by_batch(rounds: int, batches: tuple[int, ...]) -> dict:
     rows = []
     for batch in batches:
-        ways = bound({"ours": gated_step(), "no gates": ungated_step()}, batch)
-        [ours, _] = rows_of(alternate(ways, rounds), batch, {"× time of no gates": "no gates"})
-        memory = {}
-        if DEVICE == "cuda":
-            memory = {f"peak MiB, {name}": peak_memory(step) for name, step in ways.items()}
+        times = alternate(bound({name: make() for name, make in STEPS.items()}, batch), rounds)
+        [ours, _] = rows_of(times, batch, {"× time of no gates": "no gates"})
+        memory = {f"peak MiB, {name}": peak_memory(make, batch) for name, make in STEPS.items()}
         rows.append({"batch": batch, **{k: v for k, v in ours.items() if k != "way"}, **memory})
-    return [{"title": f"Gated training step by batch, {DEVICE}, float32", "rows": rows}]
+    return {"title": f"Gated training step by batch, {DEVICE}, float32", "rows": rows}
 
 
 def by_classes(rounds: int, classes: tuple[int, ...], batch: int) -> dict:
@@ -80,4 +73,4 @@ def run(
     classes: tuple[int, ...] = (10, 100, 1000),
 ) -> list[dict]:
     by_number = by_gates(rounds, gates)
-    return [by_number, *by_batch(rounds, batches), by_classes(rounds, classes, batches[0])]
+    return [by_number, by_batch(rounds, batches), by_classes(rounds, classes, batches[0])]

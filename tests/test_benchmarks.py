@@ -52,8 +52,10 @@ def test_runs_side_by_side_and_end_to_end(tmp_path):
     file = tmp_path / "tiny.json"
     main(["epoch", "sweep"], file, TINY)
     results = json.loads(file.read_text(encoding="utf-8"))
-    [epoch] = results["epoch"]["tables"]
+    epoch, sizes = results["epoch"]["tables"]
     assert all(row["images/s"] > 0 for row in epoch["rows"])
+    predicted, cut = (row["ms"] for row in sizes["rows"])
+    assert 10 * max(predicted) < min(cut)
     [sweep] = results["sweep"]["tables"][0]["rows"]
     assert sweep["runs"] == 2 and sweep["images/s of all"] > 0
 
