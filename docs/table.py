@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 SPARSITIES = (0.06, 0.10, 0.22, 0.39, 0.55, 0.64, 0.815)  # of the published rows
 MODERN = ("experiment=no_l0", "recipe=modern")
-VARIANTS = {  # the modern recipe with one part replaced by the published one
+VARIANTS = {  # the modern recipe with one part replaced by the published one, or left out
     "all": (),
     "adamw": ("optimizer=adamw", "optimizer.lr=3e-3", "optimizer.weight_decay=1e-4"),
     "multistep": ("scheduler=multistep",),
@@ -25,7 +25,6 @@ VARIANTS = {  # the modern recipe with one part replaced by the published one
     "no_cutout": ("data.cutout=0",),
     "no_smoothing": ("loss.label_smoothing=0.0",),
     "no_average": ("callbacks=default",),
-    "flip_tta": ("flip_tta=true",),
 }
 SCHEDULES = {  # settings of the dense network, the gates from scratch, new gates, the cut network
     "full": {"gates": ("trainer.max_epochs=60",)},
@@ -56,7 +55,8 @@ class Row:
         if found := finished(folder):
             return found
         settings = [*self.settings, *SCHEDULES[options.schedule].get(self.stage, ())]
-        if options.schedule == "short" and self.part == "published":
+        published_rates = self.part == "published" or "scheduler=multistep" in self.settings
+        if options.schedule == "short" and published_rates:
             settings += SHORT_MILESTONES[self.stage]
         settings += [*more, f"seed={seed}", f"output_dir={folder}", *options.settings]
         print(f"training {folder}", flush=True)
