@@ -17,14 +17,14 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 SPARSITIES = (0.06, 0.10, 0.22, 0.39, 0.55, 0.64, 0.815)  # of the published rows
 MODERN = ("experiment=no_l0", "recipe=modern")
-VARIANTS = {  # the modern recipe with one part replaced by the published one, or left out
+VARIANTS = {  # the modern recipe with one part replaced by the published one, or left out; or added
     "all": (),
     "adamw": ("optimizer=adamw", "optimizer.lr=3e-3", "optimizer.weight_decay=1e-4"),
     "multistep": ("scheduler=multistep",),
     "stretched_crops": ("data.crop_padding=0", "data.crop_scale=[0.8,1.0]"),
-    "no_cutout": ("data.cutout=0",),
     "no_smoothing": ("loss.label_smoothing=0.0",),
     "no_average": ("callbacks=default",),
+    "cutout": ("data.cutout=8",),
 }
 SCHEDULES = {  # settings of the dense network, the gates from scratch, new gates, the cut network
     "full": {"gates": ("trainer.max_epochs=60",)},
