@@ -1,9 +1,10 @@
 """Memory of a training step."""
 
-import resource
+import re
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 
 import torch
 
@@ -33,7 +34,11 @@ def first_step(make: Callable, batch: int) -> float:
 
 
 def peak() -> int:
-    """Bytes: most in use on the GPU since the statistics were reset, or ever by this process."""
+    """Bytes: most in use on the GPU since the statistics were reset, or ever by this process.
+
+    From /proc, because getrusage counts the peak of the process that started this one too.
+    """
     if DEVICE == "cuda":
         return torch.cuda.max_memory_allocated()
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])

@@ -1,5 +1,7 @@
 """How a training step grows with gates, batch and classes, and the memory it needs."""
 
+import sys
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -54,7 +56,9 @@ def by_batch(rounds: int, batches: tuple[int, ...]) -> dict:
     for batch in batches:
         times = alternate(bound({name: make() for name, make in STEPS.items()}, batch), rounds)
         [ours, _] = rows_of(times, batch, {"× time of no gates": "no gates"})
-        memory = {f"peak MiB, {name}": peak_memory(make, batch) for name, make in STEPS.items()}
+        memory = {}
+        if DEVICE == "cuda" or sys.platform == "linux":
+            memory = {f"peak MiB, {name}": peak_memory(make, batch) for name, make in STEPS.items()}
         rows.append({"batch": batch, **{k: v for k, v in ours.items() if k != "way"}, **memory})
     return {"title": f"Gated training step by batch, {DEVICE}, float32", "rows": rows}
 

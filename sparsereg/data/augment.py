@@ -22,10 +22,11 @@ def to_float(images: Tensor) -> Tensor:
 def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """``(images - mean) / std`` for float (N, C, H, W) images and (C,) statistics, on one device.
 
-    The result is in channels_last memory format, which halves a convolution's time on a CPU.
+    The result is in channels_last memory format, which halves a convolution's time on a CPU; it
+    comes last, because there a value for each channel takes twice the time.
     """
-    images = images.contiguous(memory_format=torch.channels_last)
-    return (images - mean.view(1, -1, 1, 1)).div_(std.view(1, -1, 1, 1))
+    normal = (images - mean.view(1, -1, 1, 1)).div_(std.view(1, -1, 1, 1))
+    return normal.contiguous(memory_format=torch.channels_last)
 
 
 def augment(
