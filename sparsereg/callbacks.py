@@ -75,8 +75,8 @@ class StopOnSignals(pl.Callback):
 class GateMonitor(pl.Callback):
     """Logs, after each epoch, what the cut network would be, and histograms of ln α.
 
-    The size is `ExpectedCost.count`, which takes 1 ms where cutting and counting takes 400: exact,
-    but an upper bound in networks where several gates share a channel.
+    The size is `ExpectedCost.count`, milliseconds where cutting and counting takes half a second
+    (docs/performance.md): exact, but an upper bound where several gates share a channel.
 
     The histogram of all gates also goes to qz_loga.csv in the run's folder, which report.py reads
     much faster than event files: one row an epoch with its step and, under the lower edge of each

@@ -22,7 +22,7 @@ def test_devices(devices, tmp_path):
     assert result.seconds < 3
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="what is said where there is no GPU")
 @pytest.mark.parametrize("trainer", ["gpu", "ddp"])
 def test_no_gpu(trainer, command, tmp_path):
     result = command("train.py", f"trainer={trainer}", f"output_dir={tmp_path / 'out'}")

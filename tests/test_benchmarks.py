@@ -114,7 +114,7 @@ def test_counting_sees_a_host_read_and_skips_views():
     assert count.bytes == 24 + 24 + 4 + 4
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="the host waits for a GPU, or not")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU can be waited for")
 def test_the_host_does_not_wait_for_the_device():
     step = steps.bound({steps.PER_SAMPLE: steps.gated_step()}, 8)[steps.PER_SAMPLE]
     step()

@@ -185,7 +185,7 @@ def test_a_file_in_the_way_of_the_root(files, tmp_path):
             ready(root)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write into any folder, whatever its mode")
 def test_a_root_that_cannot_be_written(files, tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(UserError, match=f"data.root={tmp_path} cannot be used"):

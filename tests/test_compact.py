@@ -132,7 +132,7 @@ def test_outputs_in_single_precision(act_fn_name, pattern):
     to 8e-6 away from those in float64."""
     net, x = copy.deepcopy(trained(act_fn_name)), images(16).float()
     torch.manual_seed(2)
-    for _ in range(-(-PATTERNS[pattern] // 4)):
+    for _ in range(-(-PATTERNS[pattern] // 4)):  # which gates, the test above varies more
         for block in blocks_of(net):
             pattern(block)
         with torch.no_grad():

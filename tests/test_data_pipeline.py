@@ -247,7 +247,9 @@ def test_every_config_lists_every_argument(path, tmp_path):
     assert type(data).__name__ in data_sets.__all__
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="images move to a GPU only if there is one"
+)
 def test_the_images_move_to_the_gpu():
     data = ready()
     device = torch.device("cuda", 0)

@@ -93,10 +93,12 @@ def resume_and_kill(last: Path, new: Path) -> None:
     process.communicate()
 
 
-@pytest.mark.parametrize("variant, kills", [("multistep", 2), ("target", 1), ("modern", 1)])
+@pytest.mark.parametrize(
+    "variant, kills", [("multistep", 1), ("multistep", 2), ("target", 2), ("modern", 2)]
+)
 def test_killed_and_resumed_is_bit_identical(command, tmp_path, variant, kills):
-    """SIGKILL between two checkpoints, once more before the resumed run has completed an epoch,
-    then the contract's resume command and nothing else."""
+    """SIGKILL between two checkpoints, perhaps once more before the resumed run has completed an
+    epoch, then the contract's resume command and nothing else."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     arguments = (*RUN, *VARIANTS[variant])
     result = command("train.py", *arguments, f"output_dir={whole}")

@@ -105,7 +105,7 @@ class ImageData(pl.LightningDataModule):
 
     def read_splits(self) -> Splits:
         """Reads the whole data set into memory. Raises UserError if it cannot."""
-        raise NotImplementedError  # each data set has its own
+        raise NotImplementedError  # what a new data set has to write; all here do
 
     def setup(self, stage: str | None = None) -> None:
         """Reads the data, once. Raises UserError where there are too few images."""
