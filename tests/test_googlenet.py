@@ -7,8 +7,9 @@ import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sparsereg.model import googlenet
 from sparsereg.model.basic_l0_blocks import L0Gate, deterministic_gate, prob_nonzero
-from sparsereg.model.googlenet import ACTIVATIONS, POOL_AFTER, REDUCE, WIDTHS, GoogleNet
+from sparsereg.model.googlenet import ACTIVATIONS, REDUCE, WIDTHS, GoogleNet
 
 
 def images(n: int = 4) -> torch.Tensor:
@@ -67,34 +68,39 @@ def test_other_arguments_out_of_range():
 
 
 def test_gates_multiply_each_branch():
-    """The fused multiplication equals each branch times its own L0Gate in eval mode."""
     torch.manual_seed(0)
     net = GoogleNet().eval()
     for gate in net.gates.values():
         gate.qz_loga.data.normal_(0, 3)
     block = net.blocks["block3"]
     x = torch.randn(2, 96, 8, 8)
-    expected = torch.cat([block.gates[name](block.branches[name](x)) for name in block.branches], 1)
-    z = torch.cat([deterministic_gate(gate.qz_loga) for gate in block.gates.values()])
-    torch.testing.assert_close(block(x, [z.unsqueeze(0)]), expected)
-    torch.testing.assert_close(block(x), expected)
+    pairs = zip(block.branches.values(), block.gates.values(), strict=True)
+    outputs = [branch(x) * deterministic_gate(g.qz_loga)[:, None, None] for branch, g in pairs]
+    torch.testing.assert_close(block(x), torch.cat(outputs, dim=1))
 
 
+@pytest.mark.parametrize("act_fn_name", ACTIVATIONS)
 @pytest.mark.parametrize("gate_reductions", [False, True])
-def test_eval_mode_equals_the_fused_multiplication(gate_reductions):
-    """In eval mode each branch has its gate, in training a block has one product: same numbers."""
+def test_training_multiplies_as_eval_does(monkeypatch, gate_reductions, act_fn_name):
+    """In eval mode each branch has its gate, in training a block has one product, after its
+    pooling: the same numbers and gradients."""
+    monkeypatch.setattr(
+        googlenet, "draw_gates", lambda qz_loga, n, _: deterministic_gate(qz_loga).expand(n, -1)
+    )
     torch.manual_seed(0)
-    net = GoogleNet(gate_reductions=gate_reductions).eval()
+    net = GoogleNet(gate_reductions=gate_reductions, act_fn_name=act_fn_name).double().eval()
     for gate in net.gates.values():
         gate.qz_loga.data.normal_(0, 3)
-    net.gates["block4/3x3"].qz_loga.data.fill_(-10)
-    x = net.stem(images())
-    widths = [block.gate_widths for block in net.blocks.values()]
-    z = iter(deterministic_gate(net.qz_loga()).unsqueeze(0).split(list(chain(*widths)), dim=1))
-    for number, block in enumerate(net.blocks.values(), start=1):
-        x = block(x, [next(z) for _ in block.gate_widths])
-        x = net.pool(x) if number in POOL_AFTER else x
-    torch.testing.assert_close(net(images()), net.head(x))
+    net.gates["block2/3x3"].qz_loga.data.fill_(-10)  # before a pooling
+    x = images().double()
+    results = {}
+    for net.training in (False, True):  # of the network alone: BatchNorm stays in eval mode
+        net.zero_grad()
+        logits = net(x)
+        logits.square().sum().backward()
+        results[net.training] = [logits, *(p.grad for p in net.parameters())]
+    for ours, expected in zip(results[True], results[False], strict=True):
+        torch.testing.assert_close(ours, expected)
 
 
 def test_gates_on_the_reductions():

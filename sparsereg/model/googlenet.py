@@ -85,7 +85,8 @@ class InceptionBlock(nn.Module):
 
     def forward(self, x: Tensor, drawn: Sequence[Tensor] = ()) -> Tensor:
         """`drawn`: values of all gates of the block, (N or 1, C) for C in `gate_widths`, that
-        GoogleNet has drawn with those of the other blocks; none: every gate has its own."""
+        GoogleNet has drawn with those of the other blocks; none: every gate has its own. Those of
+        the outputs, the first, are left to GoogleNet."""
         drawn_reductions = dict(zip(self.reduction_gates, drawn[1:], strict=False))
         outputs = []
         for name, branch in self.branches.items():
@@ -97,9 +98,7 @@ class InceptionBlock(nn.Module):
                 outputs.append(conv(y))
             else:
                 outputs.append(branch(x))
-        if drawn:
-            return torch.cat(outputs, dim=1) * drawn[0][:, :, None, None]
-        if self.gates:
+        if self.gates and not drawn:
             outputs = [gate(y) for gate, y in zip(self.gates.values(), outputs, strict=True)]
         return torch.cat(outputs, dim=1)
 
@@ -192,4 +191,6 @@ class GoogleNet(nn.Module):
             x = block(x, block_drawn)  # (N, sum of the block's widths, H, W)
             if number in POOL_AFTER:
                 x = self.pool(x)  # halves H and W
+            if block_drawn:  # z ≥ 0 only scales a maximum: after the pooling there is less to do
+                x = x * block_drawn[0][:, :, None, None]
         return self.head(x)  # (N, num_classes)
