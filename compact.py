@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from sparsereg import command_line
 from sparsereg.errors import UserError
+from sparsereg.memory import importing
 from sparsereg.resume import refuse_other_groups
 from sparsereg.settings import check_settings
 
@@ -22,11 +23,12 @@ def main(cfg: DictConfig) -> None:
         raise UserError("ckpt_path=… is needed, the checkpoint to cut")
     refuse_other_groups("compact.py", "ckpt_path", "round_to")
     check_settings(cfg)
-    from sparsereg.checkpoint import load, read_checkpoint, write_atomically  # take seconds
-    from sparsereg.compact import fold, load_compact
-    from sparsereg.compact_file import cut_file
-    from sparsereg.compact_report import print_report, report
-    from sparsereg.export import export
+    with importing():  # takes seconds
+        from sparsereg.checkpoint import load, read_checkpoint, write_atomically
+        from sparsereg.compact import fold, load_compact
+        from sparsereg.compact_file import cut_file
+        from sparsereg.compact_report import print_report, report
+        from sparsereg.export import export
 
     file = cut_file(cfg.ckpt_path, cfg.round_to)
     net, small = load(cfg.ckpt_path), load_compact(file)

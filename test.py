@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from sparsereg import command_line
 from sparsereg.devices import check_devices
 from sparsereg.errors import UserError
+from sparsereg.memory import importing
 from sparsereg.resume import refuse_other_groups, settings_of
 from sparsereg.settings import check_settings
 
@@ -19,13 +20,14 @@ def main(cfg: DictConfig) -> None:
         raise UserError("ckpt_path=… is needed, the checkpoint to test")
     refuse_other_groups("test.py", "ckpt_path", "data", "trainer", "matmul_precision", "flip_tta")
     check_settings(cfg)
-    check_devices(cfg.trainer)
-    import torch  # these imports take seconds: only when the settings are right
-    from hydra.utils import instantiate
+    with importing():  # takes seconds: only when the settings are right
+        check_devices(cfg.trainer)
+        import torch
+        from hydra.utils import instantiate
 
-    from sparsereg.checkpoint import check_classes, load, read_checkpoint
-    from sparsereg.module import L0Module
-    from sparsereg.report import evaluate, print_summary
+        from sparsereg.checkpoint import check_classes, load, read_checkpoint
+        from sparsereg.module import L0Module
+        from sparsereg.report import evaluate, print_summary
 
     torch.set_float32_matmul_precision(cfg.matmul_precision)
     checkpoint = read_checkpoint(cfg.ckpt_path)

@@ -19,6 +19,7 @@ from sparsereg import command_line
 from sparsereg.conflicts import check_target
 from sparsereg.devices import check_devices, check_sweep
 from sparsereg.finished import finished_run
+from sparsereg.memory import importing
 from sparsereg.resume import check_compact, check_resumable, finetune_settings, run_settings
 from sparsereg.settings import check_settings
 
@@ -31,7 +32,8 @@ def main(cfg: DictConfig) -> tuple[float, float]:
         check_target(cfg, overrides)
     results = finished_run(cfg, overrides) if cfg.skip_finished else None
     if results is None:
-        check_devices(cfg.trainer)
+        with importing():  # torch, to count GPUs
+            check_devices(cfg.trainer)
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             check_sweep(cfg.trainer)
         results = train(cfg, overrides)
@@ -39,27 +41,28 @@ def main(cfg: DictConfig) -> tuple[float, float]:
 
 
 def train(cfg: DictConfig, overrides: list[str]) -> dict:
-    import pytorch_lightning as pl  # these imports take seconds: only when the settings are right
-    import torch
-    from hydra.utils import instantiate
+    with importing():  # takes seconds: only when the settings are right
+        import pytorch_lightning as pl
+        import torch
+        from hydra.utils import instantiate
 
-    from sparsereg.callbacks import ProgressBar
-    from sparsereg.checkpoint import (
-        AtomicCheckpointIO,
-        check_classes,
-        is_compact,
-        load_weights,
-        new_network,
-        read_checkpoint,
-    )
-    from sparsereg.compact_file import cut_file
-    from sparsereg.constraint import SparsityConstraint, check_reach
-    from sparsereg.cost import ExpectedCost
-    from sparsereg.loggers import new_loggers
-    from sparsereg.model.networks import check_takes
-    from sparsereg.module import L0Module
-    from sparsereg.report import evaluate, finish
-    from sparsereg.run_folder import claim_version
+        from sparsereg.callbacks import ProgressBar
+        from sparsereg.checkpoint import (
+            AtomicCheckpointIO,
+            check_classes,
+            is_compact,
+            load_weights,
+            new_network,
+            read_checkpoint,
+        )
+        from sparsereg.compact_file import cut_file
+        from sparsereg.constraint import SparsityConstraint, check_reach
+        from sparsereg.cost import ExpectedCost
+        from sparsereg.loggers import new_loggers
+        from sparsereg.model.networks import check_takes
+        from sparsereg.module import L0Module
+        from sparsereg.report import evaluate, finish
+        from sparsereg.run_folder import claim_version
 
     checkpoint = read_checkpoint(cfg.ckpt_path) if cfg.ckpt_path else None
     cfg, record = run_settings(cfg, overrides, checkpoint)

@@ -1,4 +1,4 @@
-"""Memory that is freed stays with the process."""
+"""Memory that is freed stays with the process; what modules have made is no garbage."""
 
 import platform
 import subprocess
@@ -30,3 +30,29 @@ def test_freed_memory_is_kept():
         int(subprocess.check_output([*command, *more], cwd=ROOT)) for more in ([], ["keep"])
     )
     assert faults >= 20 and kept < faults / 5
+
+
+IMPORTS = """
+import gc
+from sparsereg.memory import importing
+frozen = [gc.get_freeze_count()]
+for job in range(2):
+    with importing():
+        assert not gc.isenabled()
+        import rich.console
+    assert gc.isenabled()
+    frozen.append(gc.get_freeze_count())
+try:
+    with importing():
+        import no_such_module
+except ImportError:
+    assert gc.isenabled()
+print(*frozen)
+"""
+
+
+def test_only_a_first_import_is_kept_from_the_search_for_garbage():
+    """What later jobs of a sweep leave behind is still found."""
+    output = subprocess.check_output([sys.executable, "-c", IMPORTS], cwd=ROOT, text=True)
+    before, first, second = map(int, output.split())
+    assert before == 0 and first > 1000 and second == first
