@@ -25,6 +25,7 @@ PARTS = {  # name: module and function
     "steps": "benchmarks.steps:run",
     "data": "benchmarks.data:run",
     "epoch": "benchmarks.epoch:run",
+    "startup": "benchmarks.startup:run",
     "scaling": "benchmarks.scaling:run",
     "sweep": "benchmarks.sweep:run",
     "inference": "benchmarks.compact:run",

@@ -1,17 +1,32 @@
-"""Training as `train.py` does it, with Lightning, logging and validation, beside the published way:
-PIL transforms image by image and the reference formulation in a plain loop."""
+"""Training as `train.py` does it, with Lightning, logging, validation and checkpoints, beside the
+published way: PIL transforms image by image and the reference formulation in a plain loop.
+
+Times are those of the epochs after the first, so without the start of a run."""
 
 import tempfile
+import time
 import warnings
 
+import pytorch_lightning as pl
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.data import per_image
-from benchmarks.measure import BATCH, CLASSES, DEVICE, IMAGE, alternate, quartiles, rows_of
+from benchmarks.measure import (
+    BATCH,
+    CLASSES,
+    DEVICE,
+    IMAGE,
+    alternate,
+    quartiles,
+    rows_of,
+    synchronize,
+    take_turns,
+)
 from benchmarks.steps import reference_step
+from sparsereg.checkpoint import AtomicCheckpointIO
 from sparsereg.command_line import CONFIG, quieten
 from sparsereg.cost import ExpectedCost
 from sparsereg.data.batch_indices import BatchIndices
@@ -22,7 +37,27 @@ from sparsereg.module import L0Module
 from sparsereg.size import measure
 
 OURS, UNGATED, REFERENCE = "ours", "ours, no gates", "reference formulation, PIL"
-WATCHING = ("gate_monitor", "still_gates", "throughput", "learning_rate")  # callbacks
+QUIET = ("callbacks.epoch_line=null", "callbacks.stop_on_signals=null")
+
+
+class Stopwatch(pl.Callback):
+    """`seconds` that the epochs after the first took; `profiler` records them, if there is one."""
+
+    def __init__(self, profiler: profile | None = None):
+        self.profiler = profiler
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch == 1:
+            synchronize()
+            if self.profiler is not None:
+                self.profiler.start()
+            self.start = time.perf_counter()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        synchronize()
+        self.seconds = time.perf_counter() - self.start
+        if self.profiler is not None:
+            self.profiler.stop()
 
 
 class RandomImages(ImageData):
@@ -44,48 +79,58 @@ def random_images(number: int) -> LabelledImages:
     return LabelledImages(images, torch.arange(number) % CLASSES)
 
 
-def train(epochs: int, batches: int, batch: int, folder: str, *overrides: str) -> None:
-    """So many epochs of so many batches, and a ninth as many images to validate on, as in a run."""
-    trainer = f"trainer={'gpu' if DEVICE == 'cuda' else 'cpu'}"
-    settings = [trainer, f"trainer.max_epochs={epochs}", f"output_dir={folder}", *overrides]
-    with initialize_config_dir(str(CONFIG), version_base="1.3"):
-        cfg = compose("train", overrides=settings)
-    net = instantiate(cfg.model)
-    module = L0Module(
-        net,
-        CLASSES,
-        instantiate(cfg.optimizer, _convert_="all"),
-        instantiate(cfg.scheduler, _convert_="all"),
-        expected_cost=None if cfg.without_using_gate else ExpectedCost(net, IMAGE),
-        compile=cfg.compile,
-    )
-    trainer = instantiate(cfg.trainer, _convert_="all")(
-        callbacks=[instantiate(cfg.callbacks[name]) for name in WATCHING],
-        logger=[instantiate(logger) for logger in cfg.logger.values()],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-    )
-    images = batches * batch
-    trainer.fit(module, RandomImages(images, max(1, images // 9), batch_size=batch))
+def train(
+    epochs: int, batches: int, batch: int, *overrides: str, profiler: profile | None = None
+) -> float:
+    """Seconds of an epoch of so many batches, and of a ninth as many images to validate on."""
+    watch = Stopwatch(profiler)
+    with tempfile.TemporaryDirectory() as folder:
+        device = f"trainer={'gpu' if DEVICE == 'cuda' else 'cpu'}"
+        settings = [device, f"trainer.max_epochs={epochs}", f"output_dir={folder}", *QUIET]
+        with initialize_config_dir(str(CONFIG), version_base="1.3"):
+            cfg = compose("train", overrides=[*settings, *overrides])
+        net = instantiate(cfg.model)
+        module = L0Module(
+            net,
+            CLASSES,
+            instantiate(cfg.optimizer, _convert_="all"),
+            instantiate(cfg.scheduler, _convert_="all"),
+            expected_cost=None if cfg.without_using_gate else ExpectedCost(net, IMAGE),
+            compile=cfg.compile,
+        )
+        callbacks = [instantiate(c, _convert_="all") for c in cfg.callbacks.values() if c]
+        trainer = instantiate(cfg.trainer, _convert_="all")(
+            callbacks=[*callbacks, watch],
+            logger=[instantiate(logger) for logger in cfg.logger.values()],
+            plugins=[AtomicCheckpointIO()],
+            enable_progress_bar=False,
+        )
+        images = batches * batch
+        trainer.fit(module, RandomImages(images, max(1, images // 9), batch_size=batch))
+    return watch.seconds / (epochs - 1)
 
 
-def train_reference(epochs: int, batches: int, batch: int) -> None:
+def train_reference(epochs: int, batches: int, batch: int) -> float:
+    """Seconds of an epoch, without validation."""
     step = reference_step()
     images, labels = random_images(batches * batch)
     load = per_image(images)
     for epoch in range(epochs):
+        if epoch == 1:
+            synchronize()
+            start = time.perf_counter()
         for index in BatchIndices(len(images), batch, seed=epoch):
             step(load(index).to(DEVICE), labels[index].to(DEVICE))
+    synchronize()
+    return (time.perf_counter() - start) / (epochs - 1)
 
 
-def busy_share(*arguments) -> float:
-    """Share of the time of `train` in which the GPU works."""
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        train(*arguments)
-    events = profiler.events()
-    on_gpu = [e for e in events if e.device_type == torch.autograd.DeviceType.CUDA]
-    wall = max(e.time_range.end for e in on_gpu) - min(e.time_range.start for e in on_gpu)
-    return sum(e.time_range.elapsed_us() for e in on_gpu) / wall
+def idle_share(epochs: int, *size: int) -> float:
+    """Share of the time of `train` in which the GPU does nothing."""
+    profiler = profile(activities=[ProfilerActivity.CUDA])
+    seconds = train(epochs, *size, profiler=profiler) * (epochs - 1)
+    on_gpu = [e for e in profiler.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    return 1 - sum(event.time_range.elapsed_us() for event in on_gpu) / 1e6 / seconds
 
 
 def sizes(rounds: int) -> dict:
@@ -106,23 +151,23 @@ def sizes(rounds: int) -> dict:
 
 
 def run(rounds: int = 3, batches: int = 4, batch: int = BATCH) -> list[dict]:
-    epochs = 1
+    epochs = 2
     if DEVICE == "cuda":  # as many batches as CIFAR-10 has
-        batches, epochs = max(batches, 351), 2
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        batches, epochs = max(batches, 351), 4
+    size = epochs, batches, batch
+    ways = {
+        OURS: lambda: train(*size),
+        UNGATED: lambda: train(*size, "without_using_gate=true"),
+        REFERENCE: lambda: train_reference(*size),
+    }
+    if DEVICE == "cuda":
+        ways[f"{OURS}, compiled"] = lambda: train(*size, "compile=true")
+    with warnings.catch_warnings():
         quieten()
-        size = epochs, batches, batch
-        ways = {
-            OURS: lambda: train(*size, folder),
-            UNGATED: lambda: train(*size, folder, "without_using_gate=true"),
-            REFERENCE: lambda: train_reference(*size),
-        }
+        rows = rows_of(take_turns(ways, rounds), batches * batch, {"× time of ours": OURS})
+        title = f"End to end, an epoch of {batches} batches of {batch}, {DEVICE}, {rounds} rounds"
+        tables = [{"title": title, "rows": rows}, sizes(3 * rounds)]
         if DEVICE == "cuda":
-            ways[f"{OURS}, compiled"] = lambda: train(*size, folder, "compile=true")
-        rows = rows_of(alternate(ways, rounds), epochs * batches * batch, {"× time of ours": OURS})
-        title = f"End to end, {epochs} epochs of {batches} batches of {batch}, {DEVICE}"
-        tables = [{"title": f"{title}, {rounds} rounds", "rows": rows}, sizes(3 * rounds)]
-        if DEVICE == "cuda":
-            idle = {"way": OURS, "idle share of the GPU": 1 - busy_share(*size, folder)}
+            idle = {"way": OURS, "idle share of the GPU": idle_share(*size)}
             tables.append({"title": "The GPU during training", "rows": [idle]})
     return tables

@@ -1,5 +1,6 @@
 """Alternating measurements, and the tables made of them."""
 
+import functools
 import time
 from collections.abc import Callable
 from statistics import median
@@ -11,26 +12,36 @@ BATCH, IMAGE, CLASSES = 128, (3, 32, 32), 10
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def take_turns(ways: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """What each way returns, in each round.
+
+    The ways take turns, so that a machine that is busy for a while slows all of them, and the order
+    is reversed from round to round.
+    """
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(rounds):
+        for name in list(ways)[:: 1 if number % 2 else -1]:
+            found[name].append(ways[name]())
+    return found
+
+
 def alternate(
     ways: dict[str, Callable[[], object]], rounds: int, calls: int = 1
 ) -> dict[str, list[float]]:
-    """Seconds per call of each way, in each round.
+    """Seconds per call of each way, in each round; each is called once before."""
 
-    The ways take turns, so that a machine that is busy for a while slows all of them, and the order
-    is reversed from round to round. Each is called once before.
-    """
+    def seconds(call: Callable[[], object]) -> float:
+        synchronize()
+        start = time.perf_counter()
+        for _ in range(calls):
+            call()
+        synchronize()
+        return (time.perf_counter() - start) / calls
+
     for call in ways.values():
         call()
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(rounds):
-        for name in list(ways)[:: 1 if number % 2 else -1]:
-            synchronize()
-            start = time.perf_counter()
-            for _ in range(calls):
-                ways[name]()
-            synchronize()
-            times[name].append((time.perf_counter() - start) / calls)
-    return times
+    timed = {name: functools.partial(seconds, call) for name, call in ways.items()}
+    return take_turns(timed, rounds)
 
 
 def synchronize() -> None:

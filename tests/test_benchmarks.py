@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import reference, steps
+from benchmarks import reference, startup, steps
 from benchmarks.__main__ import PARTS, RESULTS, main
 from benchmarks.ops import Count, waits
 from benchmarks.reference import Reference
@@ -60,6 +60,12 @@ def test_runs_side_by_side_and_end_to_end(tmp_path):
     assert sweep["runs"] == 2 and sweep["images/s of all"] > 0
 
 
+def test_a_command_is_timed_to_its_last_line():
+    assert 0 < startup.seconds("-c", "print(1)") < startup.seconds("train.py", "--help")
+    with pytest.raises(RuntimeError, match=r"train\.py lamda=1 ended with 1"):
+        startup.seconds("train.py", "lamda=1")
+
+
 def test_an_unknown_part_is_named():
     with pytest.raises(SystemExit, match="unknown part 'stepz'; there are: ops, steps"):
         main(["stepz"])
@@ -67,7 +73,7 @@ def test_an_unknown_part_is_named():
 
 def test_the_page_shows_the_committed_numbers():
     results = json.loads((RESULTS / "cpu.json").read_text(encoding="utf-8"))
-    assert {"ops", "data", "steps"} <= results.keys() <= PARTS.keys()
+    assert set(PARTS) - {"compiled"} <= results.keys() <= PARTS.keys()
     assert markdown(targets(results)) in PAGE
     for result in results.values():
         assert all(markdown(table) in PAGE for table in result["tables"])
