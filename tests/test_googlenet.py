@@ -1,5 +1,6 @@
 """The network: widths, gates, operations per step."""
 
+import copy
 from itertools import chain
 
 import pytest
@@ -10,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sparsereg.model import googlenet
 from sparsereg.model.basic_l0_blocks import L0Gate, deterministic_gate, prob_nonzero
 from sparsereg.model.googlenet import ACTIVATIONS, REDUCE, WIDTHS, GoogleNet
+from sparsereg.model.layers import BatchNorm
 
 
 def images(n: int = 4) -> torch.Tensor:
@@ -101,6 +103,29 @@ def test_training_multiplies_as_eval_does(monkeypatch, gate_reductions, act_fn_n
         results[net.training] = [logits, *(p.grad for p in net.parameters())]
     for ours, expected in zip(results[True], results[False], strict=True):
         torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_branches_are_normalised_in_one(training):
+    """Outputs, gradients and running statistics of a block are those of its branches one by one."""
+    torch.manual_seed(0)
+    block = GoogleNet(without_using_gate=True).blocks["block2"].double()
+    for norm in block.modules():
+        if isinstance(norm, BatchNorm):
+            norm.weight.data.uniform_(0.5, 2)
+            norm.bias.data.normal_()
+    one_by_one = copy.deepcopy(block)
+    x = torch.randn(4, 64, 8, 8, dtype=torch.float64)
+    for _ in range(2):
+        outputs = block(x)
+        expected = torch.cat([branch(x) for branch in one_by_one.branches.values()], dim=1)
+        torch.testing.assert_close(outputs, expected)
+        block.train(training), one_by_one.train(training)
+    outputs.square().sum().backward()
+    expected.square().sum().backward()
+    for (name, ours), theirs in zip(block.named_parameters(), one_by_one.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, msg=name)
+    torch.testing.assert_close(block.state_dict(), one_by_one.state_dict())
 
 
 def test_gates_on_the_reductions():

@@ -12,6 +12,7 @@ from sparsereg.compact import compact, fold
 from sparsereg.errors import UserError
 from sparsereg.insert import insert_gates, place_gates
 from sparsereg.model.basic_l0_blocks import GATES, L0Gate, draw_gates, gate_layers
+from sparsereg.model.googlenet import REDUCE, GoogleNet
 from sparsereg.plain_graph import build, describe
 from sparsereg.tracing import trace
 
@@ -89,6 +90,14 @@ def test_open_gates_change_nothing_and_closed_ones_remove():
     assert_same(gated(images()).detach(), small(images()).detach())
     assert_same(gated(images()).detach(), fold(small)(images()).detach())
     assert parameters(small) < parameters(net) - 12 * 4, "the excitation has become a constant"
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_an_ungated_googlenet_takes_gates(training):
+    """Although it normalises its branches in one in training, which is no other network."""
+    net = GoogleNet(without_using_gate=True).train(training)
+    gated = insert_gates(net, torch.zeros(1, 3, 32, 32))
+    assert len(gated.qz_loga()) == 64 + 832 + sum(map(sum, REDUCE))
 
 
 def test_all_gates_are_drawn_at_once(monkeypatch):

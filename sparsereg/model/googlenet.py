@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from sparsereg.model.basic_l0_blocks import L0Gate, draw_gates
-from sparsereg.model.layers import BatchNorm
+from sparsereg.model.layers import BatchNorm, joint_batch_norm
 
 STEM_CHANNELS = 64
 REDUCE = ((32, 16),) * 6 + ((48, 16),) * 2  # channels of the 1x1 reductions before 3x3 and 5x5
@@ -87,20 +87,26 @@ class InceptionBlock(nn.Module):
         """`drawn`: values of all gates of the block, (N or 1, C) for C in `gate_widths`, that
         GoogleNet has drawn with those of the other blocks; none: every gate has its own. Those of
         the outputs, the first, are left to GoogleNet."""
-        drawn_reductions = dict(zip(self.reduction_gates, drawn[1:], strict=False))
-        outputs = []
-        for name, branch in self.branches.items():
-            if name in self.reduction_gates:
-                reduce, conv = branch
-                y = reduce(x)  # (N, width of the reduction, H, W)
-                z = drawn_reductions.get(name)
-                y = self.reduction_gates[name](y) if z is None else y * z[:, :, None, None]
-                outputs.append(conv(y))
-            else:
-                outputs.append(branch(x))
-        if self.gates and not drawn:
+        inputs = [x, *self.reduce(x, drawn[1:]), self.branches["max"][0](x)]
+        last = [self.branches["1x1"], *(self.branches[name][1] for name in ("3x3", "5x5", "max"))]
+        is_trace = isinstance(x, fx.Proxy)  # which shows the branches one by one, to insert_gates
+        if drawn or (self.training and not self.gates and not is_trace):
+            convs, norms, act_fns = zip(*last, strict=True)
+            y = torch.cat([conv(y) for conv, y in zip(convs, inputs, strict=True)], dim=1)
+            return act_fns[0](joint_batch_norm(y, norms))
+        outputs = [layer(y) for layer, y in zip(last, inputs, strict=True)]
+        if self.gates:
             outputs = [gate(y) for gate, y in zip(self.gates.values(), outputs, strict=True)]
         return torch.cat(outputs, dim=1)
+
+    def reduce(self, x: Tensor, drawn: Sequence[Tensor]) -> list[Tensor]:
+        """Inputs of the 3x3 and of the 5x5 convolution, (N, width of the reduction, H, W)."""
+        reduced = {name: self.branches[name][0](x) for name in ("3x3", "5x5")}
+        if drawn:
+            return [y * z[:, :, None, None] for y, z in zip(reduced.values(), drawn, strict=True)]
+        if self.reduction_gates:
+            return [self.reduction_gates[name](y) for name, y in reduced.items()]
+        return list(reduced.values())
 
 
 class GoogleNet(nn.Module):
