@@ -2,7 +2,7 @@
 
     python -m benchmarks                # all that takes less than ten minutes on two cores
     python -m benchmarks steps data     # only these
-    python -m benchmarks compiled       # torch.compile on a CPU: minutes of compilation
+    python -m benchmarks compiled       # torch.compile on a CPU: a minute of compilation
 
 The numbers go to benchmarks/results/DEVICE.json; parts that are not measured now stay in it.
 """

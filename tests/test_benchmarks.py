@@ -20,7 +20,7 @@ from sparsereg.model.googlenet import GoogleNet
 PAGE = (Path(__file__).parents[1] / "docs" / "performance.md").read_text(encoding="utf-8")
 TINY = {
     "ops": {"batch": 2},
-    "steps": {"rounds": 1, "batch": 2},
+    "steps": {"rounds": 1, "batch": 2, "processes": 1},
     "data": {"rounds": 1, "images": 256, "calls": 1},
     "epoch": {"rounds": 1, "batches": 2, "batch": 4},
     "scaling": {"rounds": 1, "gates": (8, 16), "batches": (2,), "classes": (10, 20)},

@@ -214,6 +214,6 @@ def operations_of_a_step(**arguments) -> int:
 
 
 def test_operations_of_a_training_step():
-    assert operations_of_a_step(without_using_gate=True) <= 415
-    assert operations_of_a_step() <= 480
-    assert operations_of_a_step(sampling="per_batch") <= 480
+    assert operations_of_a_step(without_using_gate=True) <= 335
+    assert operations_of_a_step() <= 400
+    assert operations_of_a_step(sampling="per_batch") <= 400
