@@ -129,7 +129,7 @@ def times_of_processes(number: int, *arguments) -> dict[str, list[float]]:
     return found
 
 
-def run(rounds: int = 5, batch: int = BATCH, processes: int = 4) -> list[dict]:
+def run(rounds: int = 3, batch: int = BATCH, processes: int = 6) -> list[dict]:
     """In bfloat16 on a CPU, which may have to emulate it, a quarter of the batch."""
     tables = []
     for precision in (torch.float32, torch.bfloat16):
