@@ -99,13 +99,13 @@ class BestAndLast(pl.callbacks.Checkpoint):
         if self.validated:  # not every epoch need be
             score = (pl_module.settled, trainer.callback_metrics["val_acc"].item())
         self.validated = False
-        if score < self.best_score or score == NO_EPOCH:
+        if score >= self.best_score and score > NO_EPOCH:
+            self.best_score = score
+            trainer.save_checkpoint(self.best, weights_only=False)
+            if trainer.is_global_zero:  # the same content, not serialized again
+                write_atomically(self.last, self.best.read_bytes())
+        else:
             trainer.save_checkpoint(self.last, weights_only=False)
-            return
-        self.best_score = score
-        trainer.save_checkpoint(self.best, weights_only=False)
-        if trainer.is_global_zero:  # the same content: to copy it takes a tenth of the time
-            write_atomically(self.last, self.best.read_bytes())
 
     def state_dict(self) -> dict:
         settled, accuracy = self.best_score
