@@ -11,13 +11,13 @@ import yaml
 from omegaconf import DictConfig
 
 from sparsereg.resume import finetune_settings, replayable
+from sparsereg.run_settings import flatten
 from sparsereg.settings import to_plain
 
 # Settings that leave the result as it is: they say what is shown, and where things are kept.
 NO_EFFECT = {
     "skip_finished",
     "output_dir",
-    "logger",
     "data.cache_dir",
     "trainer.enable_progress_bar",
     "trainer.enable_model_summary",
@@ -78,13 +78,8 @@ def started_with(config: dict) -> dict:
 
 
 def comparable(config: dict) -> dict:
-    """What decides the result: {dotted key: value}, without the settings of NO_EFFECT."""
-    flat = {}
-    for key, value in config.items():
-        if isinstance(value, dict) and key != "logger":
-            flat |= {f"{key}.{name}": v for name, v in comparable(value).items()}
-        else:
-            flat[key] = value
+    """What decides the result: {dotted key: value}, classes by name, without NO_EFFECT."""
+    flat = flatten({key: value for key, value in config.items() if key != "logger"})
     if flat.get("ckpt_path") is not None:
         flat["ckpt_path"] = str(Path(flat["ckpt_path"]).resolve())
     return {key: value for key, value in flat.items() if key not in NO_EFFECT}

@@ -12,6 +12,7 @@ from sparsereg.command_line import CONFIG
 from sparsereg.conflicts import check_target
 from sparsereg.devices import check_devices
 from sparsereg.errors import UserError
+from sparsereg.run_settings import flatten
 from sparsereg.settings import check_settings, to_plain
 
 # What is replayed from a checkpoint only chooses among this repository's own configuration files
@@ -172,7 +173,7 @@ def check_resumable(checkpoint: dict, cfg: DictConfig) -> None:
         )
     before, now = checkpoint["sparsereg"]["config"], to_plain(cfg)
     for key in KEPT:
-        for name, old, new in differences(key, before.get(key, now[key]), now[key]):
+        for name, old, new in differences({key: before.get(key, now[key])}, {key: now[key]}):
             new, old = ("null" if value is None else value for value in (new, old))
             raise UserError(
                 f"{name}={new}, but the checkpoint was trained with {old}: a resumed run keeps it; "
@@ -186,9 +187,10 @@ def check_resumable(checkpoint: dict, cfg: DictConfig) -> None:
         )
 
 
-def differences(name: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:
-    """(key, old value, new value) of all values that differ in two plain configurations."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = [*old, *(key for key in new if key not in old)]
-        return [d for key in keys for d in differences(f"{name}.{key}", old.get(key), new.get(key))]
-    return [] if old == new else [(name, old, new)]
+def differences(old: dict, new: dict) -> list[tuple[str, Any, Any]]:
+    """(key, old value, new value) of all values that differ in two plain configurations; classes
+    are compared by name, whichever module an older version had them in."""
+    old, new = flatten(old), flatten(new)
+    keys = [*old, *(key for key in new if key not in old)]
+    pairs = [(key, old.get(key), new.get(key)) for key in keys]
+    return [(key, before, now) for key, before, now in pairs if before != now]

@@ -190,8 +190,8 @@ RESUME = [
     ("ungated", ["without_using_gate=false"], ["without_using_gate=false", "without gates"]),
     ("gated", ["trainer.max_epochs=1"], ["nothing left to train", "trainer.max_epochs=1"]),
     ("gated", ["optimizer.lr=0.5"], ["optimizer.lr=0.5", "0.001"]),
-    ("gated", ["optimizer=sgd"], ["optimizer._target_=torch.optim.SGD"]),
-    ("gated", ["scheduler=one_cycle"], ["scheduler._target_"]),
+    ("gated", ["optimizer=sgd"], ["optimizer=SGD", "AdamW"]),
+    ("gated", ["scheduler=one_cycle"], ["scheduler=one_cycle", "multistep"]),
     ("gated", ["scheduler.gamma=0.2"], ["scheduler.gamma=0.2"]),
     ("gated", ["model.act_fn_name=gelu"], ["model.act_fn_name=gelu", "relu"]),
 ]

@@ -72,6 +72,18 @@ def test_settings_that_leave_the_result_as_it_is(other, tmp_path):
     assert find(tmp_path, other) == RESULTS
 
 
+def test_a_run_of_a_version_with_other_modules(tmp_path):
+    """Classes have moved since: sparsereg.schedules.multistep, torch's own too, one day."""
+    run = write_run(tmp_path, 0)
+    text = (run / "config.yaml").read_text()
+    assert "_target_: sparsereg." in text and "_target_: torch.optim." in text
+    moved = text.replace("_target_: sparsereg.", "_target_: sparsereg.older.")
+    moved = moved.replace("_target_: torch.optim.", "_target_: torch.older.")
+    (run / "config.yaml").write_text(moved)
+    assert find(tmp_path) == RESULTS
+    assert find(tmp_path, "optimizer=sgd") is None
+
+
 def test_unfinished_and_broken_runs_do_not_count(tmp_path):
     write_run(tmp_path, 0, results=None)
     (write_run(tmp_path, 1) / "config.yaml").unlink()

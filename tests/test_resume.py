@@ -125,6 +125,21 @@ def test_killed_and_resumed_is_bit_identical(command, tmp_path, variant, kills):
     assert not differing
 
 
+def test_a_checkpoint_of_the_flat_layout(command, trained, tmp_path):
+    """Its settings name classes where they were before the package had folders."""
+    checkpoint = torch.load(trained["gated"], weights_only=True)
+    config = checkpoint["sparsereg"]["config"]
+    config["scheduler"]["_target_"] = "sparsereg.schedules.multistep"
+    config["loss"]["_target_"] = "sparsereg.loss.ClassificationLoss"
+    config["callbacks"]["checkpoints"]["_target_"] = "sparsereg.checkpoint.BestAndLast"
+    last = tmp_path / "last.ckpt"
+    torch.save(checkpoint, last)
+    more = ("trainer.max_epochs=2", f"output_dir={tmp_path}")
+    result = command("train.py", f"ckpt_path={last}", "resume_training=true", *more)
+    assert result.code == 0, result.err
+    assert read_checkpoint(checkpoint_path(tmp_path))["epoch"] == 1
+
+
 def test_terminated(tmp_path):
     """As the scheduler of a cluster does it."""
     code, out = stop_after(2, signal.SIGTERM, tmp_path, *RUN)
