@@ -59,8 +59,8 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict:
         from sparsereg.constraint import SparsityConstraint, check_reach
         from sparsereg.cost import ExpectedCost
         from sparsereg.loggers import new_loggers
-        from sparsereg.model.networks import check_takes
         from sparsereg.module import L0Module
+        from sparsereg.networks import check_takes
         from sparsereg.report import evaluate, finish
         from sparsereg.run_folder import claim_version
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sparsereg.latency import machine
-from sparsereg.model.networks import new_network
+from sparsereg.networks import new_network
 
 ROUNDS = 15
 

@@ -18,7 +18,7 @@ from sparsereg.cost import ExpectedCost
 from sparsereg.gated import GatedNetwork
 from sparsereg.insert import Place, place_gates
 from sparsereg.model.basic_l0_blocks import deterministic_gate, gate_layers
-from sparsereg.model.networks import plain_network
+from sparsereg.networks import plain_network
 from sparsereg.size import count
 
 OURS = ("resnet18", "wrn_28_10", "vgg16_bn", "mobilenet_v3_small", "lenet5")

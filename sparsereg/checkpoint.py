@@ -11,9 +11,9 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import nn
 
-from sparsereg.checkpoint_file import check_checkpoint_file
 from sparsereg.errors import UserError
-from sparsereg.model.networks import rebuild
+from sparsereg.files import check_checkpoint_file
+from sparsereg.networks import rebuild
 from sparsereg.plain_graph import build
 
 

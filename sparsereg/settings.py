@@ -9,9 +9,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from sparsereg.checkpoint_file import check_checkpoint_file
 from sparsereg.conflicts import check_finetuning, check_gates
 from sparsereg.errors import UserError
+from sparsereg.files import check_checkpoint_file
 
 COSTS = ("channels", "params", "macs")
 ACTIVATIONS = ("relu", "leakyrelu", "gelu", "tanh")

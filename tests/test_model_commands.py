@@ -10,7 +10,7 @@ from conftest import SHORT, assert_one_line, checkpoint_path, run_folder, summar
 import sparsereg
 from sparsereg.errors import UserError
 from sparsereg.model.basic_l0_blocks import gate_layers
-from sparsereg.model.networks import load_pretrained, new_network
+from sparsereg.networks import load_pretrained, new_network
 
 OTHER_MODELS = [
     (["model=resnet8"], ["model=resnet8", "did you mean 'resnet18'?"]),
