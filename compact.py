@@ -11,11 +11,11 @@ import sys
 
 from omegaconf import DictConfig
 
-from sparsereg import command_line
+from sparsereg.commands import command_line
+from sparsereg.commands.memory import importing
+from sparsereg.commands.resume import refuse_other_groups
+from sparsereg.commands.settings import check_settings
 from sparsereg.errors import UserError
-from sparsereg.memory import importing
-from sparsereg.resume import refuse_other_groups
-from sparsereg.settings import check_settings
 
 
 def main(cfg: DictConfig) -> None:

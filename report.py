@@ -13,7 +13,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from sparsereg import command_line
+from sparsereg.commands import command_line
 from sparsereg.errors import UserError
 from sparsereg.run_records import Run, write_records
 from sparsereg.run_table import Row, group_seeds, markdown, rich_table, table

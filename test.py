@@ -7,12 +7,12 @@ Network and data come from the checkpoint; `data.root=…` and the like are chan
 
 from omegaconf import DictConfig
 
-from sparsereg import command_line
-from sparsereg.devices import check_devices
+from sparsereg.commands import command_line
+from sparsereg.commands.machine import check_devices
+from sparsereg.commands.memory import importing
+from sparsereg.commands.resume import refuse_other_groups, settings_of
+from sparsereg.commands.settings import check_settings
 from sparsereg.errors import UserError
-from sparsereg.memory import importing
-from sparsereg.resume import refuse_other_groups, settings_of
-from sparsereg.settings import check_settings
 
 
 def main(cfg: DictConfig) -> None:

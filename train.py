@@ -15,13 +15,18 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from sparsereg import command_line
-from sparsereg.conflicts import check_target
-from sparsereg.devices import check_devices, check_sweep
+from sparsereg.commands import command_line
+from sparsereg.commands.checks import check_target
+from sparsereg.commands.machine import check_devices, check_sweep
+from sparsereg.commands.memory import importing
+from sparsereg.commands.resume import (
+    check_compact,
+    check_resumable,
+    finetune_settings,
+    run_settings,
+)
+from sparsereg.commands.settings import check_settings
 from sparsereg.finished import finished_run
-from sparsereg.memory import importing
-from sparsereg.resume import check_compact, check_resumable, finetune_settings, run_settings
-from sparsereg.settings import check_settings
 
 
 def main(cfg: DictConfig) -> tuple[float, float]:

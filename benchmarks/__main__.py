@@ -17,8 +17,8 @@ import torch
 
 from benchmarks.measure import DEVICE
 from benchmarks.tables import print_table
+from sparsereg.commands.memory import keep_buffers
 from sparsereg.latency import machine
-from sparsereg.memory import keep_buffers
 
 PARTS = {  # name: module and function
     "ops": "benchmarks.ops:run",

@@ -27,7 +27,7 @@ from benchmarks.measure import (
 )
 from benchmarks.steps import reference_step
 from sparsereg.checkpoint import AtomicCheckpointIO
-from sparsereg.command_line import CONFIG, quieten
+from sparsereg.commands.command_line import CONFIG, quieten
 from sparsereg.cost import ExpectedCost
 from sparsereg.data.batch_indices import BatchIndices
 from sparsereg.data.pipeline import ImageData, LabelledImages, Splits

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 from benchmarks.measure import BATCH, CLASSES, DEVICE, IMAGE, alternate, rows_of
 from benchmarks.reference import Reference
+from sparsereg.commands.memory import keep_buffers
 from sparsereg.compiled import compiled
 from sparsereg.cost import ExpectedCost
-from sparsereg.memory import keep_buffers
 from sparsereg.model.basic_l0_blocks import prob_nonzero
 from sparsereg.model.googlenet import GoogleNet
 from sparsereg.selection import reopen

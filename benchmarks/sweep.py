@@ -8,7 +8,7 @@ from torch import multiprocessing
 
 from benchmarks.measure import DEVICE, synchronize
 from benchmarks.steps import bound, gated_step
-from sparsereg.memory import keep_buffers
+from sparsereg.commands.memory import keep_buffers
 
 
 def train(rank: int, runs: int, steps: int, batch: int, ready, seconds) -> None:

@@ -13,7 +13,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch.nn.utils import get_total_norm
 
-from sparsereg.command_line import Stopped, as_argument, stop_on_signals
+from sparsereg.commands.command_line import Stopped, as_argument, stop_on_signals
 from sparsereg.errors import UserError
 from sparsereg.model.basic_l0_blocks import deterministic_gate, gate_layers
 from sparsereg.size import measure, open_channels, sparsities

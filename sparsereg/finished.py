@@ -10,9 +10,9 @@ from pathlib import Path
 import yaml
 from omegaconf import DictConfig
 
-from sparsereg.resume import finetune_settings, replayable
-from sparsereg.run_settings import flatten
-from sparsereg.settings import to_plain
+from sparsereg.commands.comparable import flatten
+from sparsereg.commands.resume import finetune_settings, replayable
+from sparsereg.commands.settings import to_plain
 
 # Settings that leave the result as it is: they say what is shown, and where things are kept.
 NO_EFFECT = {

@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from pytorch_lightning.loggers import Logger, MLFlowLogger, WandbLogger
 
-from sparsereg.settings import to_plain
+from sparsereg.commands.settings import to_plain
 
 RUN_NAME = {"wandb": "name", "mlflow": "run_name"}  # what they call "version_N"
 STAY_HERE = {"WANDB_ERROR_REPORTING": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}

@@ -9,7 +9,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sparsereg.command_line import CONFIG
+from sparsereg.commands.command_line import CONFIG
 from sparsereg.run_records import Run
 from sparsereg.run_table import Row
 

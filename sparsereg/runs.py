@@ -17,10 +17,10 @@ from pathlib import Path
 
 import yaml
 
-from sparsereg.command_line import as_argument
+from sparsereg.commands.command_line import as_argument
+from sparsereg.commands.comparable import reported_settings
 from sparsereg.errors import UserError
 from sparsereg.run_records import RESULTS, Run, natural, read_records
-from sparsereg.run_settings import reported_settings
 
 FILES = {"config.yaml", "summary.json", "metrics.csv"}  # a folder with one of them is a run
 NUMBERS = ("val_acc", "test_acc", "sparsity", "params", "macs")  # of each summary.json

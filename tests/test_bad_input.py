@@ -7,10 +7,10 @@ import pytest
 import torch
 from conftest import SHORT, assert_one_line, checkpoint_path, run_process
 
+from sparsereg.commands.settings import ACTIVATIONS as ALLOWED_ACTIVATIONS
+from sparsereg.commands.settings import SAMPLING as ALLOWED_SAMPLING
 from sparsereg.model.basic_l0_blocks import SAMPLING
 from sparsereg.model.googlenet import ACTIVATIONS
-from sparsereg.settings import ACTIVATIONS as ALLOWED_ACTIVATIONS
-from sparsereg.settings import SAMPLING as ALLOWED_SAMPLING
 
 SETTINGS = [  # command line, what the line must say
     ("resume_training=true", ["resume_training=true", "ckpt_path="]),
@@ -250,6 +250,6 @@ def test_a_bug_keeps_its_traceback(command, monkeypatch):
     def bug(*arguments):
         raise RuntimeError("this is a bug")
 
-    monkeypatch.setattr("sparsereg.settings.check_checkpoint_file", bug)
+    monkeypatch.setattr("sparsereg.commands.settings.check_checkpoint_file", bug)
     with pytest.raises(RuntimeError, match="this is a bug"):
         command("train.py", "ckpt_path=last.ckpt")

@@ -5,9 +5,9 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from sparsereg.command_line import CONFIG
-from sparsereg.conflicts import check_target
-from sparsereg.settings import check_settings
+from sparsereg.commands.checks import check_target
+from sparsereg.commands.command_line import CONFIG
+from sparsereg.commands.settings import check_settings
 
 OPTIONS = [f"{path.parent.name}={path.stem}" for path in sorted(CONFIG.glob("*/*.yaml"))]
 

@@ -10,7 +10,7 @@ from conftest import ROOT
 FAULTS = """
 import resource, sys
 import numpy as np
-from sparsereg.memory import keep_buffers
+from sparsereg.commands.memory import keep_buffers
 if len(sys.argv) > 1:
     keep_buffers()
 for step in range(21):
@@ -34,7 +34,7 @@ def test_freed_memory_is_kept():
 
 IMPORTS = """
 import gc
-from sparsereg.memory import importing
+from sparsereg.commands.memory import importing
 frozen = [gc.get_freeze_count()]
 for job in range(2):
     with importing():

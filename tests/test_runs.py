@@ -6,9 +6,9 @@ import time
 import pytest
 from run_folders import SUMMARY, make_latency, make_run
 
+from sparsereg.commands.comparable import reported_settings
 from sparsereg.errors import UserError
 from sparsereg.run_records import write_records
-from sparsereg.run_settings import reported_settings
 from sparsereg.runs import find_runs
 
 

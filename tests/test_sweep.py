@@ -21,7 +21,7 @@ SCRIPT = """
 import time
 from pathlib import Path
 
-from sparsereg import command_line
+from sparsereg.commands import command_line
 from sparsereg.errors import UserError
 
 

@@ -9,9 +9,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from docs import table
-from sparsereg.command_line import CONFIG
-from sparsereg.conflicts import check_target
-from sparsereg.settings import check_settings
+from sparsereg.commands.checks import check_target
+from sparsereg.commands.command_line import CONFIG
+from sparsereg.commands.settings import check_settings
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def trained(tmp_path, monkeypatch) -> dict[str, list[str]]:
     monkeypatch.setattr(table, "ROOT", tmp_path)
     monkeypatch.setattr(table, "cut_network", cut_network)
     monkeypatch.setattr(table.subprocess, "run", run)
-    monkeypatch.setattr("sparsereg.settings.check_checkpoint_file", lambda *names: None)
+    monkeypatch.setattr("sparsereg.commands.settings.check_checkpoint_file", lambda *names: None)
     return started
 
 

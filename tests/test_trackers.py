@@ -61,7 +61,8 @@ def test_wandb_has_settings_curves_and_results(tracked):
 def test_a_missing_package(name, command, tmp_path, monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(
-        "sparsereg.settings.find_spec", lambda n, *args: None if n == name else real(n, *args)
+        "sparsereg.commands.settings.find_spec",
+        lambda n, *args: None if n == name else real(n, *args),
     )
     result = command("train.py", f"logger={name}", f"output_dir={tmp_path}")
     assert_one_line(result, f"logger={name} needs: pip install -r requirements-trackers.txt")

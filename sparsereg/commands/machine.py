@@ -4,8 +4,8 @@ import os
 
 from omegaconf import DictConfig, OmegaConf
 
+from sparsereg.commands.settings import is_count
 from sparsereg.errors import UserError
-from sparsereg.settings import is_count
 
 
 def check_devices(trainer: DictConfig) -> None:

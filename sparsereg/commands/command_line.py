@@ -22,11 +22,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sparsereg.commands.memory import keep_buffers
+from sparsereg.commands.sweep import stop_jobs
 from sparsereg.errors import UserError
-from sparsereg.memory import keep_buffers
-from sparsereg.sweep import stop_jobs
 
-CONFIG = Path(__file__).parent.parent / "config"
+CONFIG = Path(__file__).parents[2] / "config"
 FLAGS = ("--multirun", "-m", "--help", "-h", "--hydra-help", "--version")
 SWEEP_PLUGINS = ["joblib", "submitit_local", "submitit_slurm", "optuna"]
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

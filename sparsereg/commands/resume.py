@@ -8,12 +8,12 @@ from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from sparsereg.command_line import CONFIG
-from sparsereg.conflicts import check_target
-from sparsereg.devices import check_devices
+from sparsereg.commands.checks import check_target
+from sparsereg.commands.command_line import CONFIG
+from sparsereg.commands.comparable import flatten
+from sparsereg.commands.machine import check_devices
+from sparsereg.commands.settings import check_settings, to_plain
 from sparsereg.errors import UserError
-from sparsereg.run_settings import flatten
-from sparsereg.settings import check_settings, to_plain
 
 # What is replayed from a checkpoint only chooses among this repository's own configuration files
 # and sets plain values: no interpolation (it could read the environment), no class to call.

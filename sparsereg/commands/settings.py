@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from sparsereg.conflicts import check_finetuning, check_gates
+from sparsereg.commands.checks import check_finetuning, check_gates
 from sparsereg.errors import UserError
 from sparsereg.files import check_checkpoint_file
 

@@ -1,0 +1,1 @@
+"""From a typed line to settings that can be trusted; no torch."""
