@@ -27,8 +27,8 @@ def main(cfg: DictConfig) -> None:
         from sparsereg.checkpoint import load, read_checkpoint, write_atomically
         from sparsereg.compact import fold, load_compact
         from sparsereg.compact_file import cut_file
-        from sparsereg.compact_report import print_report, report
-        from sparsereg.export import export
+        from sparsereg.export.formats import export
+        from sparsereg.export.report import print_report, report
 
     file = cut_file(cfg.ckpt_path, cfg.round_to)
     net, small = load(cfg.ckpt_path), load_compact(file)

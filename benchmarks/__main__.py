@@ -18,7 +18,7 @@ import torch
 from benchmarks.measure import DEVICE
 from benchmarks.tables import print_table
 from sparsereg.commands.memory import keep_buffers
-from sparsereg.latency import machine
+from sparsereg.export.latency import machine
 
 PARTS = {  # name: module and function
     "ops": "benchmarks.ops:run",

@@ -12,8 +12,8 @@ import torch
 
 from benchmarks.measure import DEVICE, rows_of
 from sparsereg.compact import compact, fold, without_gates
-from sparsereg.compact_report import BATCHES
-from sparsereg.latency import compare_latency, machine, speedup
+from sparsereg.export.latency import compare_latency, machine, speedup
+from sparsereg.export.report import BATCHES
 from sparsereg.model.googlenet import GoogleNet
 from sparsereg.size import measure
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sparsereg.latency import machine
+from sparsereg.export.latency import machine
 from sparsereg.networks import new_network
 
 ROUNDS = 15

@@ -18,10 +18,10 @@ from conftest import SHORT, assert_one_line, checkpoint_path, run_here
 
 import sparsereg
 from benchmarks import compact as benchmark
-from sparsereg import compact_report
 from sparsereg.checkpoint import read_checkpoint
 from sparsereg.compact import compact, load_compact
 from sparsereg.errors import UserError
+from sparsereg.export import report as compact_report
 from sparsereg.size import measure
 
 FILES = {"compact.pt", "compact.pt2", "compact.onnx", "report.json"}

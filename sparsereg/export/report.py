@@ -10,7 +10,7 @@ from torch import nn
 
 from sparsereg.channels import ChannelGraph
 from sparsereg.compact import compact, fold, without_gates
-from sparsereg.latency import compare_latency, machine, speedup
+from sparsereg.export.latency import compare_latency, machine, speedup
 from sparsereg.model.basic_l0_blocks import gate_layers
 from sparsereg.report import open_channels_table
 from sparsereg.size import count, dense_size, open_channels

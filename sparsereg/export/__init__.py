@@ -1,0 +1,1 @@
+"""The cut network as files, and what that gained."""
