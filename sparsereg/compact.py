@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx, nn
 
-from sparsereg.channels import ChannelGraph
 from sparsereg.checkpoint import is_compact, load_weights, new_network, read_checkpoint
 from sparsereg.errors import UserError
 from sparsereg.fold import fold
+from sparsereg.graph.channels import ChannelGraph
 from sparsereg.model.basic_l0_blocks import deterministic_gate
 from sparsereg.surgery import Collapsed, cut
 

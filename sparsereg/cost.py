@@ -13,9 +13,9 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.utils.rnn import pad_sequence
 
-from sparsereg.channels import ChannelGraph
+from sparsereg.graph.channels import ChannelGraph
+from sparsereg.graph.operations import AFFINE, GROUPED, MIX
 from sparsereg.model.basic_l0_blocks import gate_layers
-from sparsereg.operations import AFFINE, GROUPED, MIX
 from sparsereg.presence import NEVER, Presences, bottlenecks
 
 

@@ -9,9 +9,9 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sparsereg.errors import UserError
+from sparsereg.graph.operations import BATCH_NORMS, SCALE, ZERO, kind_of, module_of
+from sparsereg.graph.tracing import trace
 from sparsereg.model.basic_l0_blocks import L0Gate
-from sparsereg.operations import BATCH_NORMS, SCALE, ZERO, kind_of, module_of
-from sparsereg.tracing import trace
 
 
 def fold(net: nn.Module) -> fx.GraphModule:

@@ -9,8 +9,8 @@ from typing import Any
 from torch import fx, nn
 
 from sparsereg.errors import UserError
+from sparsereg.graph.operations import FUNCTIONS, METHODS, MODULES, NAMES, kind_of, resolve_name
 from sparsereg.model.basic_l0_blocks import L0Gate
-from sparsereg.operations import FUNCTIONS, METHODS, MODULES, NAMES, kind_of, resolve_name
 
 TYPES = {known.__name__: known for known in MODULES if known is not L0Gate}
 NAME = re.compile(r"\w+(\.\w+)*")

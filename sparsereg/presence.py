@@ -11,10 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx
 
-from sparsereg.channels import NO_GATE, ChannelGraph
-from sparsereg.constants import way_to_reader
-from sparsereg.operations import MIX
-from sparsereg.readers import settle
+from sparsereg.graph.channels import NO_GATE, ChannelGraph
+from sparsereg.graph.operations import MIX
+from sparsereg.graph.readers import settle
+from sparsereg.graph.unreached import way_to_reader
 
 NEVER, ALWAYS = 0, 1  # numbers of two presences
 

@@ -5,11 +5,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor, fx, nn
 
-from sparsereg.channels import ChannelGraph
-from sparsereg.constants import Collapsed, find_constants, put_in
-from sparsereg.model.basic_l0_blocks import L0Gate
-from sparsereg.model.layers import ChannelScale, ChannelSelect
-from sparsereg.operations import (
+from sparsereg.graph.channels import ChannelGraph
+from sparsereg.graph.operations import (
     AFFINE,
     CAT,
     FLATTEN,
@@ -20,6 +17,9 @@ from sparsereg.operations import (
     SELECT,
     SPLIT,
 )
+from sparsereg.graph.unreached import Collapsed, find_constants, put_in
+from sparsereg.model.basic_l0_blocks import L0Gate
+from sparsereg.model.layers import ChannelScale, ChannelSelect
 
 __all__ = ["Collapsed", "cut"]
 

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from sparsereg.graph.operations import BATCH_NORMS
 from sparsereg.model.basic_l0_blocks import L0Gate
 from sparsereg.model.googlenet import GoogleNet
-from sparsereg.operations import BATCH_NORMS
 
 CLOSED, OPEN = -10.0, 10.0  # ln α of a gate that is exactly 0, or 1
 

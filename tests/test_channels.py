@@ -5,9 +5,9 @@ import torch
 from networks import Net, assert_same, conv, head, images, randomise, set_gates
 from torch import nn
 
-from sparsereg.channels import ChannelGraph, Layer, Segment
 from sparsereg.compact import compact
 from sparsereg.errors import UserError
+from sparsereg.graph.channels import ChannelGraph, Layer, Segment
 from sparsereg.model.basic_l0_blocks import L0Gate
 from sparsereg.model.googlenet import GoogleNet
 

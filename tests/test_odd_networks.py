@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
-from sparsereg.channels import ChannelGraph
 from sparsereg.compact import compact, fold
 from sparsereg.errors import UserError
+from sparsereg.graph.channels import ChannelGraph
 from sparsereg.model.basic_l0_blocks import L0Gate
 from sparsereg.plain_graph import build, describe
 

@@ -6,8 +6,8 @@ from networks import Net, assert_same, conv, head, images, parameters, randomise
 from torch import nn
 from torch.nn import functional as F
 
-from sparsereg.channels import ChannelGraph
 from sparsereg.compact import compact, fold
+from sparsereg.graph.channels import ChannelGraph
 from sparsereg.model.basic_l0_blocks import L0Gate
 from sparsereg.plain_graph import build, describe
 

@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from sparsereg.channels import ChannelGraph
 from sparsereg.compact import compact, fold, without_gates
 from sparsereg.export.latency import compare_latency, machine, speedup
+from sparsereg.graph.channels import ChannelGraph
 from sparsereg.model.basic_l0_blocks import gate_layers
 from sparsereg.report import open_channels_table
 from sparsereg.size import count, dense_size, open_channels

@@ -19,7 +19,7 @@ from itertools import groupby
 import torch
 from torch import Tensor, fx, nn
 
-from sparsereg.operations import (
+from sparsereg.graph.operations import (
     ADD,
     AFFINE,
     CAT,
@@ -40,8 +40,8 @@ from sparsereg.operations import (
     module_of,
     refuse,
 )
-from sparsereg.readers import settle
-from sparsereg.tracing import trace
+from sparsereg.graph.readers import settle
+from sparsereg.graph.tracing import trace
 
 NO_GATE = 0  # gates count from 1
 UNREAD = -1  # no gate, because nothing reads the channel anyway

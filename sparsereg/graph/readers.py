@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, fx
 
-from sparsereg.operations import CAT, GROUPED, INPUT, MIX, OUTPUT, SELECT, refuse
+from sparsereg.graph.operations import CAT, GROUPED, INPUT, MIX, OUTPUT, SELECT, refuse
 
 if TYPE_CHECKING:
-    from sparsereg.channels import ChannelGraph
+    from sparsereg.graph.channels import ChannelGraph
 
 Read = Callable[[Tensor, Tensor | None], Tensor]  # what a layer asks of channels with these gates
 Either = Callable[[Tensor, Tensor], Tensor]  # what two readers ask together

@@ -8,9 +8,9 @@ from torch import Tensor, fx, nn
 from torchvision.ops import StochasticDepth
 
 from sparsereg.errors import UserError
+from sparsereg.graph.nodes import place_of
 from sparsereg.model.basic_l0_blocks import L0Gate
 from sparsereg.model.layers import BatchNorm, ChannelScale, ChannelSelect, ChannelShift
-from sparsereg.trace_errors import place_of
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, BatchNorm)
 

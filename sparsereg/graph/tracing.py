@@ -7,8 +7,8 @@ import torch
 from torch import fx, nn
 
 from sparsereg.errors import UserError
-from sparsereg.operations import FUNCTIONS, MODULES, MUL, NAMES, module_of, refuse
-from sparsereg.trace_errors import stopped_at
+from sparsereg.graph.nodes import stopped_at
+from sparsereg.graph.operations import FUNCTIONS, MODULES, MUL, NAMES, module_of, refuse
 
 
 class ChannelTracer(fx.Tracer):

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 from torch import Tensor, fx, nn
 
 from sparsereg.errors import UserError
+from sparsereg.graph.operations import ADD, AFFINE, CONSTANT, GATE, MIX, MUL, POOLS, SCALE, ZERO
 from sparsereg.model.layers import ChannelScale, ChannelShift
-from sparsereg.operations import ADD, AFFINE, CONSTANT, GATE, MIX, MUL, POOLS, SCALE, ZERO
 
 if TYPE_CHECKING:
-    from sparsereg.channels import ChannelGraph
+    from sparsereg.graph.channels import ChannelGraph
 
 Constants = dict[fx.Node, tuple[int, Tensor]]  # addition or …: which side is constant, (C,)
 

@@ -1,0 +1,1 @@
+"""Which channel depends on which gate; changes nothing."""
