@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from sparsereg.compact import compact, fold
 from sparsereg.cost import ExpectedCost
-from sparsereg.gated import GatedNetwork
 from sparsereg.insert import Place, place_gates
 from sparsereg.model.basic_l0_blocks import deterministic_gate, gate_layers
+from sparsereg.model.gated import GatedNetwork
 from sparsereg.networks import plain_network
 from sparsereg.size import count
 

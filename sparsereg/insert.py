@@ -11,11 +11,11 @@ from rich.table import Table
 from torch import Tensor, fx, nn
 
 from sparsereg.errors import UserError
-from sparsereg.gated import GatedNetwork
 from sparsereg.graph.channels import ChannelGraph
 from sparsereg.graph.operations import AFFINE, GROUPED, MIX, SCALE, ZERO, kind_of, module_of
 from sparsereg.graph.tracing import trace
 from sparsereg.model.basic_l0_blocks import GATES, L0Gate, gate_layers
+from sparsereg.model.gated import GatedNetwork
 
 TOLERANCE = 1e-4  # of the largest output, in single precision
 Patterns = str | Sequence[str]

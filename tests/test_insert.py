@@ -7,11 +7,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import sparsereg
-from sparsereg import gated as gated_module
 from sparsereg.compact import compact, fold
 from sparsereg.errors import UserError
 from sparsereg.graph.tracing import trace
 from sparsereg.insert import insert_gates, place_gates
+from sparsereg.model import gated as gated_module
 from sparsereg.model.basic_l0_blocks import GATES, L0Gate, draw_gates, gate_layers
 from sparsereg.model.googlenet import REDUCE, GoogleNet
 from sparsereg.plain_graph import build, describe
