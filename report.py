@@ -15,9 +15,9 @@ from rich.console import Console
 
 from sparsereg.commands import command_line
 from sparsereg.errors import UserError
-from sparsereg.run_records import Run, write_records
-from sparsereg.run_table import Row, group_seeds, markdown, rich_table, table
-from sparsereg.runs import find_runs
+from sparsereg.runs.find import find_runs
+from sparsereg.runs.records import Run, write_records
+from sparsereg.runs.table import Row, group_seeds, markdown, rich_table, table
 
 WIDTH = 160  # columns, where the output is no terminal
 
@@ -25,7 +25,7 @@ WIDTH = 160  # columns, where the output is no terminal
 def main(cfg: DictConfig) -> None:
     check(cfg)
     if cfg.results is not None:
-        from sparsereg.results_page import write_results  # matplotlib takes half a second
+        from sparsereg.runs.results_page import write_results  # matplotlib takes half a second
 
         for path in write_results(Path(cfg.results)):
             print(f"wrote {path}")
@@ -65,7 +65,7 @@ def print_report(runs: list[Run], rows: list[Row]) -> None:
 
 
 def write_report(out: Path, runs: list[Run], rows: list[Row], pictures: int) -> None:
-    from sparsereg.run_page import page
+    from sparsereg.runs.page import page
 
     out.mkdir(parents=True, exist_ok=True)
     write_records(runs, out / "report.csv")

@@ -26,7 +26,7 @@ from sparsereg.commands.resume import (
     run_settings,
 )
 from sparsereg.commands.settings import check_settings
-from sparsereg.finished import finished_run
+from sparsereg.runs.finished import finished_run
 
 
 def main(cfg: DictConfig) -> tuple[float, float]:
@@ -67,7 +67,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict:
         from sparsereg.module import L0Module
         from sparsereg.networks import check_takes
         from sparsereg.report import evaluate, finish
-        from sparsereg.run_folder import claim_version
+        from sparsereg.runs.folder import claim_version
 
     checkpoint = read_checkpoint(cfg.ckpt_path) if cfg.ckpt_path else None
     cfg, record = run_settings(cfg, overrides, checkpoint)

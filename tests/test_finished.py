@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from sparsereg.commands.command_line import CONFIG
-from sparsereg.finished import finished_run
+from sparsereg.runs.finished import finished_run
 
 RESULTS = {"val_acc": 0.9, "sparsity": 0.5}
 

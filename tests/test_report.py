@@ -10,7 +10,8 @@ import pytest
 from conftest import ROOT, assert_one_line, run_process
 from run_folders import COUNTS, METRICS, make_run, write_csv
 
-from sparsereg.run_pictures import (
+from sparsereg.runs.find import find_runs
+from sparsereg.runs.pictures import (
     PUBLISHED,
     accuracy_picture,
     channels_picture,
@@ -20,8 +21,7 @@ from sparsereg.run_pictures import (
     read_csv,
     run_pictures,
 )
-from sparsereg.run_table import group_seeds
-from sparsereg.runs import find_runs
+from sparsereg.runs.table import group_seeds
 
 
 class Tags(HTMLParser):

@@ -6,9 +6,9 @@ import pytest
 from rich.console import Console
 from run_folders import make_latency, make_run
 
-from sparsereg.run_records import Run, write_records
-from sparsereg.run_table import differing_settings, group_seeds, markdown, rich_table, table
-from sparsereg.runs import find_runs
+from sparsereg.runs.find import find_runs
+from sparsereg.runs.records import Run, write_records
+from sparsereg.runs.table import differing_settings, group_seeds, markdown, rich_table, table
 
 
 @pytest.fixture

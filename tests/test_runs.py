@@ -8,8 +8,8 @@ from run_folders import SUMMARY, make_latency, make_run
 
 from sparsereg.commands.comparable import reported_settings
 from sparsereg.errors import UserError
-from sparsereg.run_records import write_records
-from sparsereg.runs import find_runs
+from sparsereg.runs.find import find_runs
+from sparsereg.runs.records import write_records
 
 
 def found(*roots) -> dict:

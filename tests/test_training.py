@@ -146,7 +146,7 @@ def test_one_cycle_peaks_at_each_groups_rate(command, tmp_path, optimizer):
 def test_runs_started_together_get_their_own_folders(tmp_path):
     program = (
         "import sys; from pathlib import Path; from omegaconf import OmegaConf\n"
-        "from sparsereg.run_folder import claim_version\n"
+        "from sparsereg.runs.folder import claim_version\n"
         "cfg = OmegaConf.create({})\n"
         "input()\n"
         "print(*[claim_version(Path(sys.argv[1]), cfg) for _ in range(100)])"

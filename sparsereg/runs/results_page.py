@@ -1,6 +1,6 @@
 """A page of results from committed records, docs/results.md: a section for each CSV file.
 
-The folder holds CSV files that report.py has written (`sparsereg.run_records`), published.csv, the
+The folder holds CSV files that report.py has written (`sparsereg.runs.records`), published.csv, the
 table to compare with, and notes.yaml, the words:
 
     intro: …                     below the title
@@ -19,9 +19,9 @@ import matplotlib as mpl
 import yaml
 
 from sparsereg.errors import UserError
-from sparsereg.run_pictures import STYLE, accuracy_picture, like_published, read_csv
-from sparsereg.run_records import read_records
-from sparsereg.run_table import Row, group_seeds, markdown, table
+from sparsereg.runs.pictures import STYLE, accuracy_picture, like_published, read_csv
+from sparsereg.runs.records import read_records
+from sparsereg.runs.table import Row, group_seeds, markdown, table
 
 
 def write_results(folder: Path) -> list[Path]:

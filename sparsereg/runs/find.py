@@ -4,11 +4,11 @@ A run is a folder, OUTPUT_DIR/lightning_logs/version_N as train.py makes it, or 
 
     config.yaml                                all settings
     summary.json                               the results; only once the run is finished
-    metrics.csv, qz_loga.csv                   curves (drawn by `sparsereg.run_pictures`)
+    metrics.csv, qz_loga.csv                   curves (drawn by `sparsereg.runs.pictures`)
     checkpoints/best_compact/report.json       latency, if compact.py has cut the best checkpoint
 
 `find_runs` reads those below one or several folders, and the records that an earlier report wrote
-(`sparsereg.run_records`). What cannot be read is listed with the reason; it stops nothing.
+(`sparsereg.runs.records`). What cannot be read is listed with the reason; it stops nothing.
 """
 
 import json
@@ -20,7 +20,7 @@ import yaml
 from sparsereg.commands.command_line import as_argument
 from sparsereg.commands.comparable import reported_settings
 from sparsereg.errors import UserError
-from sparsereg.run_records import RESULTS, Run, natural, read_records
+from sparsereg.runs.records import RESULTS, Run, natural, read_records
 
 FILES = {"config.yaml", "summary.json", "metrics.csv"}  # a folder with one of them is a run
 NUMBERS = ("val_acc", "test_acc", "sparsity", "params", "macs")  # of each summary.json

@@ -7,9 +7,9 @@ from html import escape
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from sparsereg.run_pictures import STYLE, accuracy_picture, run_pictures
-from sparsereg.run_records import Run
-from sparsereg.run_table import Row, differing_settings, settings_text, table
+from sparsereg.runs.pictures import STYLE, accuracy_picture, run_pictures
+from sparsereg.runs.records import Run
+from sparsereg.runs.table import Row, differing_settings, settings_text, table
 
 HEAD = """<!DOCTYPE html>
 <html lang="en">

@@ -12,7 +12,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from sparsereg.run_records import Run, natural
+from sparsereg.runs.records import Run, natural
 
 BEFORE = ("data", "data.name", "model", "start", "lambda_l0", "target_sparsity", "cost")
 AFTER = (  # the results, in this order, then the other settings by name

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sparsereg.commands.command_line import CONFIG
-from sparsereg.run_records import Run
-from sparsereg.run_table import Row
+from sparsereg.runs.records import Run
+from sparsereg.runs.table import Row
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito
 MARKERS = ("o", "s", "^", "D", "v", "P")

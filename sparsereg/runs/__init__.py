@@ -1,0 +1,1 @@
+"""A run on disk; from many runs to a table; no torch."""
