@@ -61,13 +61,13 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict:
             read_checkpoint,
         )
         from sparsereg.compact_file import cut_file
-        from sparsereg.constraint import SparsityConstraint, check_reach
-        from sparsereg.cost import ExpectedCost
         from sparsereg.loggers import new_loggers
         from sparsereg.module import L0Module
         from sparsereg.networks import check_takes
         from sparsereg.report import evaluate, finish
         from sparsereg.runs.folder import claim_version
+        from sparsereg.sparsity.constraint import SparsityConstraint, check_reach
+        from sparsereg.sparsity.cost import ExpectedCost
 
     checkpoint = read_checkpoint(cfg.ckpt_path) if cfg.ckpt_path else None
     cfg, record = run_settings(cfg, overrides, checkpoint)

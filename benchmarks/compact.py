@@ -15,7 +15,7 @@ from sparsereg.compact import compact, fold, without_gates
 from sparsereg.export.latency import compare_latency, machine, speedup
 from sparsereg.export.report import BATCHES
 from sparsereg.model.googlenet import GoogleNet
-from sparsereg.size import measure
+from sparsereg.sparsity.size import measure
 
 IMAGE = (3, 32, 32)
 SPARSITIES = (0.39, 0.64, 0.81)

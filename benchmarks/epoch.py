@@ -28,13 +28,13 @@ from benchmarks.measure import (
 from benchmarks.steps import reference_step
 from sparsereg.checkpoint import AtomicCheckpointIO
 from sparsereg.commands.command_line import CONFIG, quieten
-from sparsereg.cost import ExpectedCost
 from sparsereg.data.batch_indices import BatchIndices
 from sparsereg.data.pipeline import ImageData, LabelledImages, Splits
 from sparsereg.model.basic_l0_blocks import deterministic_gate
 from sparsereg.model.googlenet import GoogleNet
 from sparsereg.module import L0Module
-from sparsereg.size import measure
+from sparsereg.sparsity.cost import ExpectedCost
+from sparsereg.sparsity.size import measure
 
 OURS, UNGATED, REFERENCE = "ours", "ours, no gates", "reference formulation, PIL"
 QUIET = ("callbacks.epoch_line=null", "callbacks.stop_on_signals=null")

@@ -10,9 +10,9 @@ import sys
 import torch
 
 from sparsereg.compact import compact
-from sparsereg.cost import ExpectedCost
 from sparsereg.model.googlenet import GoogleNet
-from sparsereg.size import count
+from sparsereg.sparsity.cost import ExpectedCost
+from sparsereg.sparsity.size import count
 
 IMAGE = (3, 32, 32)
 

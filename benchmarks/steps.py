@@ -18,10 +18,10 @@ from benchmarks.measure import BATCH, CLASSES, DEVICE, IMAGE, alternate, rows_of
 from benchmarks.reference import Reference
 from sparsereg.commands.memory import keep_buffers
 from sparsereg.compiled import compiled
-from sparsereg.cost import ExpectedCost
 from sparsereg.model.basic_l0_blocks import prob_nonzero
 from sparsereg.model.googlenet import GoogleNet
-from sparsereg.selection import reopen
+from sparsereg.sparsity.cost import ExpectedCost
+from sparsereg.sparsity.selection import reopen
 
 LAMBDA = 0.5
 UNGATED, PER_SAMPLE, PER_BATCH = "no gates", "gates per sample", "gates per batch"

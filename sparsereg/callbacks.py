@@ -16,7 +16,7 @@ from torch.nn.utils import get_total_norm
 from sparsereg.commands.command_line import Stopped, as_argument, stop_on_signals
 from sparsereg.errors import UserError
 from sparsereg.model.basic_l0_blocks import deterministic_gate, gate_layers
-from sparsereg.size import measure, open_channels, sparsities
+from sparsereg.sparsity.size import measure, open_channels, sparsities
 
 
 class EpochSeed(pl.Callback):

@@ -7,7 +7,7 @@ from sparsereg.checkpoint import load, read_checkpoint, save
 from sparsereg.compact import compact
 from sparsereg.errors import UserError
 from sparsereg.plain_graph import describe
-from sparsereg.size import dense_size
+from sparsereg.sparsity.size import dense_size
 
 
 def cut_file(path: str | Path, round_to: int = 1) -> Path:

@@ -9,12 +9,12 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
 from sparsereg.compiled import compiled
-from sparsereg.constraint import SparsityConstraint
-from sparsereg.cost import ExpectedCost
 from sparsereg.errors import UserError
 from sparsereg.loss import ClassificationLoss
 from sparsereg.model.basic_l0_blocks import gate_layers, prob_nonzero
-from sparsereg.selection import choose_open, polarise, reopen
+from sparsereg.sparsity.constraint import SparsityConstraint
+from sparsereg.sparsity.cost import ExpectedCost
+from sparsereg.sparsity.selection import choose_open, polarise, reopen
 
 # With a target, unless gate_lr is given: how far Adam can move ln α in the run, and at most in a
 # step. Its first steps are whole ones, whatever the gradient, so larger ones would close by chance

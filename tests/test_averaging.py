@@ -6,10 +6,10 @@ from conftest import SHORT, checkpoint_path, summary
 
 from sparsereg.averaging import AverageWeights
 from sparsereg.checkpoint import read_checkpoint
-from sparsereg.cost import ExpectedCost
 from sparsereg.data import Digits
 from sparsereg.model.googlenet import GoogleNet
 from sparsereg.module import L0Module
+from sparsereg.sparsity.cost import ExpectedCost
 
 STEPS, DECAY = 14, 0.5
 WEIGHT, GATE = "net.blocks.block3.branches.1x1.0.weight", "net.blocks.block3.gates.1x1.qz_loga"

@@ -12,10 +12,10 @@ from benchmarks.__main__ import PARTS, RESULTS, main
 from benchmarks.ops import Count, waits
 from benchmarks.reference import Reference
 from benchmarks.tables import markdown, targets
-from sparsereg.cost import ExpectedCost
 from sparsereg.model import googlenet
 from sparsereg.model.basic_l0_blocks import prob_nonzero, sample_hard_concrete
 from sparsereg.model.googlenet import GoogleNet
+from sparsereg.sparsity.cost import ExpectedCost
 
 PAGE = (Path(__file__).parents[1] / "docs" / "performance.md").read_text(encoding="utf-8")
 TINY = {

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from sparsereg.compact import compact, fold
 from sparsereg.model.googlenet import ACTIVATIONS, GoogleNet
-from sparsereg.size import count
+from sparsereg.sparsity.size import count
 
 REFERENCE = json.loads((Path(__file__).parent / "reference/compact_googlenet.json").read_text())
 

@@ -22,7 +22,7 @@ from sparsereg.checkpoint import read_checkpoint
 from sparsereg.compact import compact, load_compact
 from sparsereg.errors import UserError
 from sparsereg.export import report as compact_report
-from sparsereg.size import measure
+from sparsereg.sparsity.size import measure
 
 FILES = {"compact.pt", "compact.pt2", "compact.onnx", "report.json"}
 IMAGE = (3, 16, 16)

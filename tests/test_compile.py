@@ -5,9 +5,9 @@ import torch
 from conftest import SHORT, assert_one_line
 from torch import Tensor, nn
 
-from sparsereg.cost import ExpectedCost
 from sparsereg.model.basic_l0_blocks import L0Gate
 from sparsereg.module import L0Module
+from sparsereg.sparsity.cost import ExpectedCost
 
 IMAGE = (3, 8, 8)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sparsereg.constraint import SparsityConstraint
+from sparsereg.sparsity.constraint import SparsityConstraint
 
 
 def test_multiplier_follows_the_bound_and_restarts_at_the_target():

@@ -12,11 +12,11 @@ from test_small_networks import NETWORKS, make
 from torch import Tensor
 
 from sparsereg.compact import Collapsed, compact
-from sparsereg.cost import ExpectedCost
 from sparsereg.model import googlenet
 from sparsereg.model.basic_l0_blocks import gate_layers, prob_nonzero
 from sparsereg.model.googlenet import GoogleNet
-from sparsereg.size import count
+from sparsereg.sparsity.cost import ExpectedCost
+from sparsereg.sparsity.size import count
 
 REFERENCE = json.loads((Path(__file__).parent / "reference/compact_googlenet.json").read_text())
 IMAGE = (3, 32, 32)

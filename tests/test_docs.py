@@ -16,7 +16,7 @@ from sparsereg.model.basic_l0_blocks import (
     sample_hard_concrete,
 )
 from sparsereg.model.googlenet import GoogleNet
-from sparsereg.size import measure
+from sparsereg.sparsity.size import measure
 
 ROOT = Path(__file__).parents[1]
 METHOD = " ".join((ROOT / "docs" / "method.md").read_text(encoding="utf-8").split())

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from sparsereg.compact import compact
-from sparsereg.cost import ExpectedCost
 from sparsereg.model.basic_l0_blocks import deterministic_gate, prob_nonzero
 from sparsereg.model.googlenet import GoogleNet
-from sparsereg.selection import GUARDED, choose_open, polarise, reopen
-from sparsereg.size import count
+from sparsereg.sparsity.cost import ExpectedCost
+from sparsereg.sparsity.selection import GUARDED, choose_open, polarise, reopen
+from sparsereg.sparsity.size import count
 
 IMAGE = (3, 32, 32)
 DENSE = {"params": 260_650, "macs": 79_643_904}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sparsereg.model.googlenet import GoogleNet
-from sparsereg.size import count, measure, open_channels
+from sparsereg.sparsity.size import count, measure, open_channels
 
 REFERENCE = json.loads((Path(__file__).parent / "reference/compact_googlenet.json").read_text())
 IMAGE = (3, 32, 32)

@@ -10,7 +10,7 @@ from sparsereg.checkpoint import read_checkpoint
 from sparsereg.compact import compact
 from sparsereg.model.basic_l0_blocks import deterministic_gate
 from sparsereg.report import warn_missed
-from sparsereg.size import count
+from sparsereg.sparsity.size import count
 
 IMAGE = (3, 32, 32)
 DENSE = {"params": 260_650, "macs": 79_643_904}

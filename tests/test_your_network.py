@@ -10,7 +10,7 @@ from PIL import Image
 
 from sparsereg.insert import place_gates
 from sparsereg.model.basic_l0_blocks import gate_layers
-from sparsereg.size import count
+from sparsereg.sparsity.size import count
 
 PAGE = (Path(__file__).parents[1] / "docs" / "your-network.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)

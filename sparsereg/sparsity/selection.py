@@ -5,8 +5,8 @@ from bisect import bisect_right
 import torch
 from torch import Tensor, nn
 
-from sparsereg.cost import ExpectedCost, highest
 from sparsereg.model.basic_l0_blocks import gate_layers
+from sparsereg.sparsity.cost import ExpectedCost, highest
 
 GUARDED = -1.6  # ln α of a gate that is kept open: P(z ≠ 0) = 1/2 at β = 2/3
 OPEN, CLOSED = 6.0, -10.0  # ln α of settled gates, which draw hardly anything but 1, or 0

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from sparsereg.commands.checks import SETTLED, TARGET_WARMUP
-from sparsereg.cost import ExpectedCost
 from sparsereg.errors import UserError
 from sparsereg.model.basic_l0_blocks import deterministic_gate, gate_layers
+from sparsereg.sparsity.cost import ExpectedCost
 
 TOLERANCE = 0.01  # by which a sparsity may miss its target
 DUAL_TRAVEL = 200.0  # default of dual_lr · (1 - target) · steps: higher targets need a larger λ

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from sparsereg.graph.channels import ChannelGraph
 from sparsereg.graph.operations import AFFINE, GROUPED, MIX
 from sparsereg.model.basic_l0_blocks import gate_layers
-from sparsereg.presence import NEVER, Presences, bottlenecks
+from sparsereg.sparsity.presence import NEVER, Presences, bottlenecks
 
 
 class ExpectedCost(nn.Module):

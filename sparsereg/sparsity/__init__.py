@@ -1,0 +1,1 @@
+"""What is left, what it costs, how a target is met."""
