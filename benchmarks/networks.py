@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from sparsereg.compact import compact, fold
-from sparsereg.insert import Place, place_gates
 from sparsereg.model.basic_l0_blocks import deterministic_gate, gate_layers
 from sparsereg.model.gated import GatedNetwork
 from sparsereg.networks import plain_network
 from sparsereg.sparsity.cost import ExpectedCost
 from sparsereg.sparsity.size import count
+from sparsereg.surgery.insert import Place, place_gates
 
 OURS = ("resnet18", "wrn_28_10", "vgg16_bn", "mobilenet_v3_small", "lenet5")
 TORCHVISION = (

@@ -8,7 +8,7 @@ def __getattr__(name: str):
 
         return load
     if name == "insert_gates":
-        from sparsereg.insert import insert_gates
+        from sparsereg.surgery.insert import insert_gates
 
         return insert_gates
     raise AttributeError(f"module 'sparsereg' has no attribute {name!r}")

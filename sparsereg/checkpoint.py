@@ -14,7 +14,7 @@ from torch import nn
 from sparsereg.errors import UserError
 from sparsereg.files import check_checkpoint_file
 from sparsereg.networks import rebuild
-from sparsereg.plain_graph import build
+from sparsereg.surgery.plain_graph import build
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:

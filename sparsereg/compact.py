@@ -12,10 +12,10 @@ from torch import Tensor, fx, nn
 
 from sparsereg.checkpoint import is_compact, load_weights, new_network, read_checkpoint
 from sparsereg.errors import UserError
-from sparsereg.fold import fold
 from sparsereg.graph.channels import ChannelGraph
 from sparsereg.model.basic_l0_blocks import deterministic_gate
-from sparsereg.surgery import Collapsed, cut
+from sparsereg.surgery.cut import Collapsed, cut
+from sparsereg.surgery.folding import fold
 
 __all__ = ["Collapsed", "compact", "fold", "load_compact", "without_gates"]
 

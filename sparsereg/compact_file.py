@@ -6,8 +6,8 @@ from pathlib import Path
 from sparsereg.checkpoint import load, read_checkpoint, save
 from sparsereg.compact import compact
 from sparsereg.errors import UserError
-from sparsereg.plain_graph import describe
 from sparsereg.sparsity.size import dense_size
+from sparsereg.surgery.plain_graph import describe
 
 
 def cut_file(path: str | Path, round_to: int = 1) -> Path:

@@ -9,9 +9,9 @@ import torchvision
 from torch import Tensor, nn
 
 from sparsereg.errors import UserError
-from sparsereg.insert import place_gates
 from sparsereg.model.googlenet import GoogleNet
 from sparsereg.model.small_images import NETWORKS
+from sparsereg.surgery.insert import place_gates
 
 # What a classifier alone needs: without the second classifiers of training
 ONE_HEAD = {"aux_logits": False, "init_weights": True}

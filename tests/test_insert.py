@@ -10,11 +10,11 @@ import sparsereg
 from sparsereg.compact import compact, fold
 from sparsereg.errors import UserError
 from sparsereg.graph.tracing import trace
-from sparsereg.insert import insert_gates, place_gates
 from sparsereg.model import gated as gated_module
 from sparsereg.model.basic_l0_blocks import GATES, L0Gate, draw_gates, gate_layers
 from sparsereg.model.googlenet import REDUCE, GoogleNet
-from sparsereg.plain_graph import build, describe
+from sparsereg.surgery.insert import insert_gates, place_gates
+from sparsereg.surgery.plain_graph import build, describe
 
 
 def depthwise(channels: int) -> nn.Sequential:

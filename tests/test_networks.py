@@ -14,10 +14,10 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from benchmarks.networks import check, images, largest_difference, randomise
 from sparsereg.compact import compact
-from sparsereg.insert import place_gates
 from sparsereg.model.basic_l0_blocks import gate_layers
 from sparsereg.model.small_images import NETWORKS, WideResNet
 from sparsereg.sparsity.cost import ExpectedCost
+from sparsereg.surgery.insert import place_gates
 
 MBCONV = [MBConvConfig(1, 3, 1, 16, 8, 1), MBConvConfig(6, 3, 2, 8, 16, 2)]
 MOBILE = [[1, 16, 1, 1], [6, 24, 2, 2], [6, 32, 2, 2]]

@@ -14,7 +14,7 @@ from sparsereg.compact import compact, fold
 from sparsereg.errors import UserError
 from sparsereg.graph.channels import ChannelGraph
 from sparsereg.model.basic_l0_blocks import L0Gate
-from sparsereg.plain_graph import build, describe
+from sparsereg.surgery.plain_graph import build, describe
 
 C = nn.Conv2d
 

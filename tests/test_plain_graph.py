@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from sparsereg.compact import compact
 from sparsereg.errors import UserError
 from sparsereg.model.googlenet import ACTIVATIONS
-from sparsereg.plain_graph import build, describe
+from sparsereg.surgery.plain_graph import build, describe
 
 
 def through_a_file(net: nn.Module) -> nn.Module:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from sparsereg.compact import compact, fold
 from sparsereg.graph.channels import ChannelGraph
 from sparsereg.model.basic_l0_blocks import L0Gate
-from sparsereg.plain_graph import build, describe
+from sparsereg.surgery.plain_graph import build, describe
 
 
 def make(compute) -> nn.Module:

@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from sparsereg.insert import place_gates
 from sparsereg.model.basic_l0_blocks import gate_layers
 from sparsereg.sparsity.size import count
+from sparsereg.surgery.insert import place_gates
 
 PAGE = (Path(__file__).parents[1] / "docs" / "your-network.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)

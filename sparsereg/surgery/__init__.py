@@ -1,0 +1,1 @@
+"""Changes a traced network, not its outputs."""
