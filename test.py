@@ -26,8 +26,8 @@ def main(cfg: DictConfig) -> None:
         from hydra.utils import instantiate
 
         from sparsereg.checkpoint import check_classes, load, read_checkpoint
-        from sparsereg.module import L0Module
-        from sparsereg.report import evaluate, print_summary
+        from sparsereg.training.module import L0Module
+        from sparsereg.training.results import evaluate, print_summary
 
     torch.set_float32_matmul_precision(cfg.matmul_precision)
     checkpoint = read_checkpoint(cfg.ckpt_path)

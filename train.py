@@ -51,7 +51,6 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict:
         import torch
         from hydra.utils import instantiate
 
-        from sparsereg.callbacks import ProgressBar
         from sparsereg.checkpoint import (
             AtomicCheckpointIO,
             check_classes,
@@ -61,13 +60,14 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict:
             read_checkpoint,
         )
         from sparsereg.compact_file import cut_file
-        from sparsereg.loggers import new_loggers
-        from sparsereg.module import L0Module
         from sparsereg.networks import check_takes
-        from sparsereg.report import evaluate, finish
         from sparsereg.runs.folder import claim_version
         from sparsereg.sparsity.constraint import SparsityConstraint, check_reach
         from sparsereg.sparsity.cost import ExpectedCost
+        from sparsereg.training.loggers import new_loggers
+        from sparsereg.training.module import L0Module
+        from sparsereg.training.monitors import ProgressBar
+        from sparsereg.training.results import evaluate, finish
 
     checkpoint = read_checkpoint(cfg.ckpt_path) if cfg.ckpt_path else None
     cfg, record = run_settings(cfg, overrides, checkpoint)

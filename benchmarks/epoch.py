@@ -32,9 +32,9 @@ from sparsereg.data.batch_indices import BatchIndices
 from sparsereg.data.pipeline import ImageData, LabelledImages, Splits
 from sparsereg.model.basic_l0_blocks import deterministic_gate
 from sparsereg.model.googlenet import GoogleNet
-from sparsereg.module import L0Module
 from sparsereg.sparsity.cost import ExpectedCost
 from sparsereg.sparsity.size import measure
+from sparsereg.training.module import L0Module
 
 OURS, UNGATED, REFERENCE = "ours", "ours, no gates", "reference formulation, PIL"
 QUIET = ("callbacks.epoch_line=null", "callbacks.stop_on_signals=null")

@@ -4,12 +4,12 @@ import pytorch_lightning as pl
 import torch
 from conftest import SHORT, checkpoint_path, summary
 
-from sparsereg.averaging import AverageWeights
 from sparsereg.checkpoint import read_checkpoint
 from sparsereg.data import Digits
 from sparsereg.model.googlenet import GoogleNet
-from sparsereg.module import L0Module
 from sparsereg.sparsity.cost import ExpectedCost
+from sparsereg.training.averaging import AverageWeights
+from sparsereg.training.module import L0Module
 
 STEPS, DECAY = 14, 0.5
 WEIGHT, GATE = "net.blocks.block3.branches.1x1.0.weight", "net.blocks.block3.gates.1x1.qz_loga"

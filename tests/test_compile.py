@@ -6,8 +6,8 @@ from conftest import SHORT, assert_one_line
 from torch import Tensor, nn
 
 from sparsereg.model.basic_l0_blocks import L0Gate
-from sparsereg.module import L0Module
 from sparsereg.sparsity.cost import ExpectedCost
+from sparsereg.training.module import L0Module
 
 IMAGE = (3, 8, 8)
 

@@ -8,8 +8,8 @@ from torch import nn
 
 import sparsereg
 from sparsereg.checkpoint import read_checkpoint
-from sparsereg.loss import ClassificationLoss
-from sparsereg.module import L0Module
+from sparsereg.training.loss import ClassificationLoss
+from sparsereg.training.module import L0Module
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

@@ -139,7 +139,7 @@ def test_a_resumed_run_has_the_start_of_its_first_part(tmp_path):
 
 
 def test_a_record_reads_as_the_runs_it_was_made_of(tmp_path):
-    scheduler = {"milestones": [100, 150], "_target_": "sparsereg.schedules.multistep"}
+    scheduler = {"milestones": [100, 150], "_target_": "sparsereg.training.schedules.multistep"}
     make_run(tmp_path / "runs" / "a", {"lambda_l0": 1.0 / 3, "note": None})
     make_latency(make_run(tmp_path / "runs" / "b, c", {"optimizer": {"lr": 1e-5}}, test_acc=2 / 3))
     make_run(tmp_path / "runs" / "d", {"without_using_gate": True}, L_C0=None)

@@ -9,8 +9,8 @@ import sparsereg
 from sparsereg.checkpoint import read_checkpoint
 from sparsereg.compact import compact
 from sparsereg.model.basic_l0_blocks import deterministic_gate
-from sparsereg.report import warn_missed
 from sparsereg.sparsity.size import count
+from sparsereg.training.results import warn_missed
 
 IMAGE = (3, 32, 32)
 DENSE = {"params": 260_650, "macs": 79_643_904}

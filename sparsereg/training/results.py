@@ -11,11 +11,11 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.table import Table
 
-from sparsereg.loggers import log_final, settings_to_log
 from sparsereg.model.basic_l0_blocks import gate_layers, prob_nonzero
-from sparsereg.module import L0Module
 from sparsereg.sparsity.constraint import TOLERANCE
 from sparsereg.sparsity.size import measure, open_channels, sparsities
+from sparsereg.training.loggers import log_final, settings_to_log
+from sparsereg.training.module import L0Module
 
 
 def evaluate(

@@ -10,11 +10,11 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from sparsereg.compiled import compiled
 from sparsereg.errors import UserError
-from sparsereg.loss import ClassificationLoss
 from sparsereg.model.basic_l0_blocks import gate_layers, prob_nonzero
 from sparsereg.sparsity.constraint import SparsityConstraint
 from sparsereg.sparsity.cost import ExpectedCost
 from sparsereg.sparsity.selection import choose_open, polarise, reopen
+from sparsereg.training.loss import ClassificationLoss
 
 # With a target, unless gate_lr is given: how far Adam can move ln α in the run, and at most in a
 # step. Its first steps are whole ones, whatever the gradient, so larger ones would close by chance

@@ -1,0 +1,1 @@
+"""The objective, and what happens around a step."""
