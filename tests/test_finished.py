@@ -73,7 +73,7 @@ def test_settings_that_leave_the_result_as_it_is(other, tmp_path):
 
 
 def test_a_run_of_a_version_with_other_modules(tmp_path):
-    """Classes have moved since: sparsereg.training.schedules.multistep, torch's own too, one day."""
+    """Classes have moved since: the schedules into sparsereg.training, torch's too one day."""
     run = write_run(tmp_path, 0)
     text = (run / "config.yaml").read_text()
     assert "_target_: sparsereg." in text and "_target_: torch.optim." in text

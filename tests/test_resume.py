@@ -129,8 +129,8 @@ def test_a_checkpoint_of_the_flat_layout(command, trained, tmp_path):
     """Its settings name classes where they were before the package had folders."""
     checkpoint = torch.load(trained["gated"], weights_only=True)
     config = checkpoint["sparsereg"]["config"]
-    config["scheduler"]["_target_"] = "sparsereg.training.schedules.multistep"
-    config["loss"]["_target_"] = "sparsereg.training.loss.ClassificationLoss"
+    config["scheduler"]["_target_"] = "sparsereg.schedules.multistep"
+    config["loss"]["_target_"] = "sparsereg.loss.ClassificationLoss"
     config["callbacks"]["checkpoints"]["_target_"] = "sparsereg.checkpoint.BestAndLast"
     last = tmp_path / "last.ckpt"
     torch.save(checkpoint, last)

@@ -23,7 +23,7 @@ RESULTS = (
 class Run:
     """One run: `status` is finished, unfinished or broken; `why` is what to know about that.
 
-    `settings` are those that can make a difference (see `sparsereg.commands.comparable`), `results` the
+    `settings` are those that can make a difference (see `commands.comparable`), `results` the
     values of `RESULTS` that there are, `folder` is None for a run from a record.
     """
 
