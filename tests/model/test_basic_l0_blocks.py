@@ -14,7 +14,7 @@ from sparsereg.model.basic_l0_blocks import (
     sample_hard_concrete,
 )
 
-REFERENCE = json.loads((Path(__file__).parent / "reference/hard_concrete.json").read_text())
+REFERENCE = json.loads((Path(__file__).parents[1] / "reference/hard_concrete.json").read_text())
 CASES = REFERENCE["cases"]
 
 

@@ -16,7 +16,7 @@ from sparsereg.compact import compact, fold
 from sparsereg.model.googlenet import ACTIVATIONS, GoogleNet
 from sparsereg.sparsity.size import count
 
-REFERENCE = json.loads((Path(__file__).parent / "reference/compact_googlenet.json").read_text())
+REFERENCE = json.loads((Path(__file__).parents[1] / "reference/compact_googlenet.json").read_text())
 
 
 @cache

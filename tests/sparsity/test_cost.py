@@ -18,7 +18,7 @@ from sparsereg.model.googlenet import GoogleNet
 from sparsereg.sparsity.cost import ExpectedCost
 from sparsereg.sparsity.size import count
 
-REFERENCE = json.loads((Path(__file__).parent / "reference/compact_googlenet.json").read_text())
+REFERENCE = json.loads((Path(__file__).parents[1] / "reference/compact_googlenet.json").read_text())
 IMAGE = (3, 32, 32)
 
 

@@ -10,7 +10,7 @@ import torch
 from sparsereg.model.googlenet import GoogleNet
 from sparsereg.sparsity.size import count, measure, open_channels
 
-REFERENCE = json.loads((Path(__file__).parent / "reference/compact_googlenet.json").read_text())
+REFERENCE = json.loads((Path(__file__).parents[1] / "reference/compact_googlenet.json").read_text())
 IMAGE = (3, 32, 32)
 
 

@@ -17,7 +17,7 @@ from sparsereg.model.basic_l0_blocks import prob_nonzero, sample_hard_concrete
 from sparsereg.model.googlenet import GoogleNet
 from sparsereg.sparsity.cost import ExpectedCost
 
-PAGE = (Path(__file__).parents[1] / "docs" / "performance.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "performance.md").read_text(encoding="utf-8")
 TINY = {
     "ops": {"batch": 2},
     "steps": {"rounds": 1, "batch": 2, "processes": 1},
