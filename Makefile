@@ -20,7 +20,7 @@ test: .venv/.installed-dev ## Run all tests
 	$(RUN) -m pytest
 
 table: .venv/.installed ## Train every row of docs/results.md, hours on a GPU (SEEDS="1 2 3" JOBS=8 SETTINGS="trainer=gpu")
-	$(RUN) -m docs.table published modern ablation --seeds $(SEEDS) --jobs $(JOBS) -- $(SETTINGS)
+	$(RUN) -m experiments.table published modern ablation --seeds $(SEEDS) --jobs $(JOBS) -- $(SETTINGS)
 	$(RUN) report.py runs=outputs/table/full out=outputs/table/report
 	cp outputs/table/report/report.csv docs/results/full_schedule.csv
 	$(RUN) report.py results=docs/results

@@ -16,7 +16,7 @@ TEST, HELP = "python test.py", "python train.py --help"
 def seconds(*command: str) -> float:
     """Until its last line; leaving Python takes another second."""
     start = last = time.perf_counter()
-    arguments = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "cwd": CONFIG.parent}
+    arguments = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "cwd": CONFIG.parents[1]}
     with subprocess.Popen([sys.executable, "-u", *command], **arguments) as process:
         for _ in process.stdout:
             last = time.perf_counter()

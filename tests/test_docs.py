@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from docs import curves, network, pictures, targets
+from docs.figures import curves, network, pictures, targets
 from sparsereg.model.basic_l0_blocks import (
     deterministic_gate,
     prob_nonzero,

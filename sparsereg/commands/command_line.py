@@ -26,7 +26,7 @@ from sparsereg.commands.memory import keep_buffers
 from sparsereg.commands.sweep import stop_jobs
 from sparsereg.errors import UserError
 
-CONFIG = Path(__file__).parents[2] / "config"
+CONFIG = Path(__file__).parents[1] / "config"
 FLAGS = ("--multirun", "-m", "--help", "-h", "--hydra-help", "--version")
 SWEEP_PLUGINS = ["joblib", "submitit_local", "submitit_slurm", "optuna"]
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -51,7 +51,7 @@ def stop_on_signals() -> None:
 
 
 def run(task: Callable[[DictConfig], Any], config_name: str = "train") -> None:
-    """Run `task(cfg)` with config/CONFIG_NAME.yaml as the command line changes it.
+    """Run `task(cfg)` with sparsereg/config/CONFIG_NAME.yaml as the command line changes it.
 
     Exit codes: 0, 1 after an error, 128 + number of the signal that stopped the run.
     """

@@ -16,7 +16,7 @@ from sparsereg.runs.table import Row
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito
 MARKERS = ("o", "s", "^", "D", "v", "P")
 STYLE = {"svg.hashsalt": "sparsereg", "font.family": "DejaVu Sans", "font.size": 9}
-PUBLISHED = CONFIG.parent / "docs" / "results" / "published.csv"
+PUBLISHED = CONFIG.parents[1] / "docs" / "results" / "published.csv"
 PUBLISHED_MACS = 79_643_904  # of the dense network there, on one 32x32 image
 OPENS = -math.log(11)  # ln α above which a gate is open
 

@@ -15,7 +15,7 @@ from sparsereg.data import Digits, ImageData
 from sparsereg.data.batch_indices import BatchIndices
 from sparsereg.errors import UserError
 
-CONFIGS = sorted((Path(__file__).parents[2] / "config" / "data").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[2] / "sparsereg" / "config" / "data").glob("*.yaml"))
 
 
 def ready(**kwargs) -> Digits:

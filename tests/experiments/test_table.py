@@ -1,5 +1,5 @@
-"""What docs/table.py trains: every command is one that train.py takes, rows start from each other,
-and nothing is trained twice. The training itself is replaced."""
+"""What experiments/table.py trains: every command is one that train.py takes, rows start from each
+other, and nothing is trained twice. The training itself is replaced."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from docs import table
+from experiments import table
 from sparsereg.commands.checks import check_target
 from sparsereg.commands.command_line import CONFIG
 from sparsereg.commands.settings import check_settings

@@ -1,5 +1,5 @@
 """Draws docs/network.svg, the open channels of the network that REPORT is about, and prints the
-README's table of it: `python docs/network.py`."""
+README's table of it: `python docs/figures/network.py`."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parents[1]
 REPORT = FOLDER / "results/finetuned_lambda_20/checkpoints/best_compact/report.json"
 COLORS = {"1x1": "#0072B2", "3x3": "#D55E00", "5x5": "#009E73", "max": "#CC79A7"}  # Okabe and Ito
 STYLE = {"svg.hashsalt": "sparsereg", "font.family": "DejaVu Sans", "font.size": 9}

@@ -1,5 +1,5 @@
 """Draws docs/curves.svg from the runs in docs/results and prints the README's table of them:
-`python docs/curves.py`."""
+`python docs/figures/curves.py`."""
 
 import csv
 import json
@@ -9,7 +9,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parents[1]
 COLORS = (
     "#767676",
     "#CC79A7",

@@ -1,4 +1,6 @@
-"""Draws the pictures of docs/method.md: `python docs/pictures.py`. A rerun writes equal files."""
+"""Draws the pictures of docs/method.md: `python docs/figures/pictures.py`.
+
+A rerun writes equal files."""
 
 import sys
 from pathlib import Path
@@ -9,11 +11,11 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 from sparsereg.model.basic_l0_blocks import GAMMA, ZETA, deterministic_gate, prob_nonzero
 from sparsereg.model.googlenet import REDUCE, STEM_CHANNELS, WIDTHS
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parents[1]
 TEMPERATURE = 2 / 3
 THRESHOLD = np.log(-GAMMA / ZETA)  # the gate is open when ln α is above
 LOG_ALPHAS = (-3, -1, 0, 1, 3)

@@ -1,5 +1,5 @@
 """Draws docs/targets.svg from the runs in docs/results/targets and prints the README's tables of
-them, and of the digits' in docs/results/targets_digits: `python docs/targets.py`."""
+them, and of the digits' in docs/results/targets_digits: `python docs/figures/targets.py`."""
 
 import json
 from itertools import product
@@ -9,9 +9,9 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 
-from docs.curves import COLORS, STYLE, read_curve
+from docs.figures.curves import COLORS, STYLE, read_curve
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parents[1]
 RESULTS = FOLDER / "results"
 
 

@@ -1,8 +1,8 @@
 """Trains the rows of docs/results.md: the published table, the same network by the modern recipe,
 and what each part of that recipe brings.
 
-    python -m docs.table published modern ablation --seeds 1 2 3 --jobs 8 -- trainer=gpu
-    python -m docs.table published --schedule short -- data=image_folder data.root=PATH
+    python -m experiments.table published modern ablation --seeds 1 2 3 --jobs 8 -- trainer=gpu
+    python -m experiments.table published --schedule short -- data=image_folder data.root=PATH
 
 Runs lie in outputs/table/SCHEDULE/PART/ROW/seed_N; those that have finished are not repeated. Words
 after `--` are settings of train.py for all of them. `python report.py` makes the table.
