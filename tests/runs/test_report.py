@@ -100,7 +100,7 @@ def test_it_starts_without_torch(tmp_path):
     "argument, words",
     [
         ("runs=nowhere", ["runs=nowhere", "does not exist"]),
-        ("runs=sparsereg/config", ["runs=config", "no run"]),
+        ("runs=sparsereg/config", ["runs=sparsereg/config", "no run"]),
         ("runs=null", ["runs=None", "a folder"]),
         ("runs=[]", ["runs=[]"]),
         ("runs=3", ["runs=3"]),
