@@ -153,10 +153,11 @@ class StillGates(pl.Callback):
             self.start = self.prob_open(pl_module)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int) -> None:
-        share = pl_module.constraint.warmup if pl_module.constraint is not None else 0.0
-        steps = pl_module.total_steps
-        when = int(max(share, 0.1) * steps)
-        if not pl_module.gated or steps < 100 or trainer.global_step != when:
+        if not pl_module.gated:
+            return
+        constraint, steps = pl_module.constraint, pl_module.total_steps
+        when = int(max(0.0 if constraint is None else constraint.warmup, 0.1) * steps)
+        if steps < 100 or trainer.global_step != when:
             return
         moved = (self.prob_open(pl_module) - self.start).abs().max().item()
         lambda_l0 = pl_module.weight_of_cost().item()
@@ -187,9 +188,10 @@ class EpochLine(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
             keys = list(self.KEYS)
-            if pl_module.constraint is not None:
-                asked_for = f"actual_sparsity/{pl_module.cost}"  # of params it is "sparsity"
-                keys += [*([asked_for] if pl_module.cost != "params" else []), "lambda_l0"]
+            objective = pl_module.objective
+            if objective is not None and objective.constraint is not None:
+                asked_for = f"actual_sparsity/{objective.cost}"  # of params it is "sparsity"
+                keys += [*([asked_for] if objective.cost != "params" else []), "lambda_l0"]
             logged = trainer.callback_metrics
             shown = [f"{key} {logged[key]:.4f}" for key in [*keys, "samples/s"] if key in logged]
             epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
