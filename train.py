@@ -146,5 +146,9 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict:
     return results
 
 
-if __name__ == "__main__":
+def cli() -> None:  # installed as sparsereg-train
     command_line.run(main)
+
+
+if __name__ == "__main__":
+    cli()
