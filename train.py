@@ -161,5 +161,9 @@ def new_objective(cfg: DictConfig, net: Any, image_shape: tuple[int, int, int]) 
     )
 
 
-if __name__ == "__main__":
+def cli() -> None:  # installed as sparsereg-train
     command_line.run(main)
+
+
+if __name__ == "__main__":
+    cli()
