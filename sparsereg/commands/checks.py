@@ -2,9 +2,8 @@
 
 from omegaconf import DictConfig
 
+from sparsereg.choices import SETTLED
 from sparsereg.errors import UserError
-
-TARGET_WARMUP, SETTLED = 0.4, 0.4  # shares of the run, if target_warmup, settle_epochs are null
 
 
 def check_finetuning(cfg: DictConfig) -> None:

@@ -9,16 +9,18 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from sparsereg.choices import (
+    ACCELERATORS,
+    ACTIVATIONS,
+    COSTS,
+    LIBRARIES,
+    PRECISIONS,
+    SAMPLING,
+)
 from sparsereg.commands.checks import check_finetuning, check_gates
 from sparsereg.errors import UserError
 from sparsereg.files import check_checkpoint_file
 
-COSTS = ("channels", "params", "macs")
-ACTIVATIONS = ("relu", "leakyrelu", "gelu", "tanh")
-SAMPLING = ("per_sample", "per_batch")
-LIBRARIES = ("sparsereg", "torchvision", "timm")
-ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 MISSING = object()
 
 
