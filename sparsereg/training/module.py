@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
-from sparsereg.compiled import compiled
 from sparsereg.errors import UserError
 from sparsereg.model.basic_l0_blocks import gate_layers, prob_nonzero
 from sparsereg.sparsity.constraint import SparsityConstraint
@@ -216,3 +215,10 @@ class L0Module(pl.LightningModule):
                 f"the checkpoint's one-cycle schedule was planned for {planned} steps and this run "
                 f"has {steps}: resume with the same trainer.max_epochs and data"
             )
+
+
+def compiled(function: Callable) -> Callable:
+    """`torch.compile`, with CUDA graphs on a GPU: batches have one size. The noise is drawn as in
+    eager mode, so that both give the same losses."""
+    options = {"triton.cudagraphs": True, "fallback_random": True}
+    return torch.compile(function, dynamic=False, options=options)

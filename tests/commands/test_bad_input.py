@@ -240,6 +240,6 @@ def test_a_bug_keeps_its_traceback(command, monkeypatch):
     def bug(*arguments):
         raise RuntimeError("this is a bug")
 
-    monkeypatch.setattr("sparsereg.commands.settings.check_checkpoint_file", bug)
+    monkeypatch.setattr("sparsereg.commands.checks.check_checkpoint_file", bug)
     with pytest.raises(RuntimeError, match="this is a bug"):
         command("train.py", "ckpt_path=last.ckpt")
