@@ -12,36 +12,30 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from sparsereg.commands import command_line
-from sparsereg.commands.checks import check_target
-from sparsereg.commands.machine import check_devices, check_sweep
+from sparsereg.commands.checks import check_settings
+from sparsereg.commands.machine import check_devices
 from sparsereg.commands.memory import importing
+from sparsereg.commands.overrides import typed
 from sparsereg.commands.resume import (
     check_compact,
     check_resumable,
     finetune_settings,
     run_settings,
 )
-from sparsereg.commands.settings import check_settings
 from sparsereg.runs.finished import finished_run
 
 
 def main(cfg: DictConfig) -> tuple[float, float]:
     """Train; return (validation accuracy, sparsity), what Optuna's sweeper maximises."""
-    check_settings(cfg)
-    overrides = list(HydraConfig.get().overrides.task)
-    if not cfg.resume_training:  # else the checkpoint's settings are yet to come
-        check_target(cfg, overrides)
+    overrides = typed()
+    check_settings(cfg, overrides, complete=not cfg.resume_training)
     results = finished_run(cfg, overrides) if cfg.skip_finished else None
     if results is None:
         with importing():  # torch, to count GPUs
             check_devices(cfg.trainer)
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            check_sweep(cfg.trainer)
         results = train(cfg, overrides)
     return results["val_acc"], results["sparsity"]
 
@@ -52,13 +46,14 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict:
         import torch
         from hydra.utils import instantiate
 
-        from sparsereg.checkpoint import AtomicCheckpointIO, load_weights, read_checkpoint
-        from sparsereg.compact_file import cut_file
+        from sparsereg.checkpoint import load_weights, read_checkpoint
+        from sparsereg.export.formats import cut_file
         from sparsereg.runs.folder import claim_version
         from sparsereg.training.loggers import new_loggers
         from sparsereg.training.module import L0Module
         from sparsereg.training.monitors import ProgressBar
         from sparsereg.training.results import evaluate, finish
+        from sparsereg.training.saving import AtomicCheckpointIO
 
     checkpoint = read_checkpoint(cfg.ckpt_path) if cfg.ckpt_path else None
     cfg, record = run_settings(cfg, overrides, checkpoint)

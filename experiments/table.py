@@ -112,7 +112,7 @@ def modern(pool: ThreadPoolExecutor, options: argparse.Namespace, seed: int) -> 
 
 
 def cut_network(path: Path) -> Path:
-    from sparsereg.compact_file import cut_file  # imports take seconds
+    from sparsereg.export.formats import cut_file  # imports take seconds
 
     return cut_file(ROOT / path).relative_to(ROOT)
 

@@ -13,8 +13,7 @@ from sparsereg.export.latency import compare_latency, machine, speedup
 from sparsereg.graph.channels import ChannelGraph
 from sparsereg.graph.readers import kept
 from sparsereg.model.basic_l0_blocks import gate_layers
-from sparsereg.sparsity.size import count, dense_size, open_channels
-from sparsereg.training.results import open_channels_table
+from sparsereg.sparsity.size import count, dense_size, open_channels, open_channels_table
 
 BATCHES = {1: 31, 128: 9}  # images: rounds of measuring
 PEER = "dense folded"

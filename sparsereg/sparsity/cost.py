@@ -61,7 +61,7 @@ class ExpectedCost(nn.Module):
     def forward(self, prob_open: Tensor) -> dict[str, Tensor]:
         """`prob_open`: for each gate P(z ≠ 0), in the order of `gate_layers(net)`, (gates,).
 
-        Returns the expected cost of each name in `settings.COSTS`, in [0, 1].
+        Returns the expected cost of each name in `choices.COSTS`, in [0, 1].
         """
         params, macs = self.totals(prob_open)
         return {
