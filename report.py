@@ -10,10 +10,12 @@ file, report.md, and report.csv, which report.py can read again.
 
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 
 from sparsereg.commands import command_line
+from sparsereg.commands.checks import check_settings
+from sparsereg.commands.overrides import typed
 from sparsereg.errors import UserError
 from sparsereg.runs.find import find_runs
 from sparsereg.runs.records import Run, write_records
@@ -23,7 +25,7 @@ WIDTH = 160  # columns, where the output is no terminal
 
 
 def main(cfg: DictConfig) -> None:
-    check(cfg)
+    check_settings(cfg, typed())
     if cfg.results is not None:
         from sparsereg.runs.results_page import write_results  # matplotlib takes half a second
 
@@ -38,18 +40,6 @@ def main(cfg: DictConfig) -> None:
     except OSError as error:
         reason = f"{error.strerror}: {error.filename}"
         raise UserError(f"out={cfg.out} cannot be written ({reason})") from None
-
-
-def check(cfg: DictConfig) -> None:
-    roots = cfg.runs if OmegaConf.is_list(cfg.runs) else [cfg.runs]
-    if not roots or not all(isinstance(root, str) and root for root in roots):
-        raise UserError(f"runs={cfg.runs} must be a folder, or several: runs=[a,b]")
-    if not isinstance(cfg.out, str) or not cfg.out:
-        raise UserError(f"out={cfg.out} must be a folder")
-    if not isinstance(cfg.results, str | None):
-        raise UserError(f"results={cfg.results} must be a folder, like docs/results")
-    if not isinstance(cfg.pictures, int) or isinstance(cfg.pictures, bool) or cfg.pictures < 0:
-        raise UserError(f"pictures={cfg.pictures} must be a whole number of at least 0")
 
 
 def print_report(runs: list[Run], rows: list[Row]) -> None:
@@ -74,5 +64,9 @@ def write_report(out: Path, runs: list[Run], rows: list[Row], pictures: int) -> 
     print(f"wrote {out}: report.html, report.md, report.csv")
 
 
-if __name__ == "__main__":
+def cli() -> None:  # installed as sparsereg-report
     command_line.run(main, "report")
+
+
+if __name__ == "__main__":
+    cli()

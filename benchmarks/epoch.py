@@ -26,8 +26,8 @@ from benchmarks.measure import (
     take_turns,
 )
 from benchmarks.steps import reference_step
-from sparsereg.checkpoint import AtomicCheckpointIO
-from sparsereg.commands.command_line import CONFIG, quieten
+from sparsereg.commands.command_line import quieten
+from sparsereg.commands.overrides import CONFIG
 from sparsereg.data.batch_indices import BatchIndices
 from sparsereg.data.pipeline import ImageData, LabelledImages, Splits
 from sparsereg.model.basic_l0_blocks import deterministic_gate
@@ -35,6 +35,8 @@ from sparsereg.model.googlenet import GoogleNet
 from sparsereg.sparsity.cost import ExpectedCost
 from sparsereg.sparsity.size import measure
 from sparsereg.training.module import L0Module
+from sparsereg.training.objective import GateObjective
+from sparsereg.training.saving import AtomicCheckpointIO
 
 OURS, UNGATED, REFERENCE = "ours", "ours, no gates", "reference formulation, PIL"
 QUIET = ("callbacks.epoch_line=null", "callbacks.stop_on_signals=null")
@@ -95,7 +97,7 @@ def train(
             CLASSES,
             instantiate(cfg.optimizer, _convert_="all"),
             instantiate(cfg.scheduler, _convert_="all"),
-            expected_cost=None if cfg.without_using_gate else ExpectedCost(net, IMAGE),
+            objective=None if cfg.without_using_gate else GateObjective(ExpectedCost(net, IMAGE)),
             compile=cfg.compile,
         )
         callbacks = [instantiate(c, _convert_="all") for c in cfg.callbacks.values() if c]

@@ -17,11 +17,11 @@ from torch.nn import functional as F
 from benchmarks.measure import BATCH, CLASSES, DEVICE, IMAGE, alternate, rows_of
 from benchmarks.reference import Reference
 from sparsereg.commands.memory import keep_buffers
-from sparsereg.compiled import compiled
 from sparsereg.model.basic_l0_blocks import prob_nonzero
 from sparsereg.model.googlenet import GoogleNet
 from sparsereg.sparsity.cost import ExpectedCost
 from sparsereg.sparsity.selection import reopen
+from sparsereg.training.module import compiled
 
 LAMBDA = 0.5
 UNGATED, PER_SAMPLE, PER_BATCH = "no gates", "gates per sample", "gates per batch"

@@ -3,7 +3,7 @@
     python -m experiments.peers magnitude RUN/best.ckpt 0.64
     python -m experiments.peers random RUN/best.ckpt 0.64 --seed 1
 
-Writes compact.pt into the folder `--out`, which train.py trains on as it does every cut network.
+Writes a file, `--out`, which train.py trains on as it does every cut network.
 """
 
 import argparse
@@ -15,8 +15,8 @@ from torch import fx, nn
 
 from sparsereg.checkpoint import load, load_weights, read_checkpoint
 from sparsereg.compact import compact
-from sparsereg.compact_file import write_compact
 from sparsereg.errors import UserError
+from sparsereg.export.formats import write_compact
 from sparsereg.networks import rebuild
 from sparsereg.sparsity.cost import ExpectedCost
 from sparsereg.sparsity.selection import choose_open, polarise
@@ -69,8 +69,8 @@ def at_random(
     return compact(net)
 
 
-def cut_peer(method: str, path: Path, cost: str, sparsity: float, seed: int, out: Path) -> Path:
-    """Write OUT/compact.pt, the network of the checkpoint `path` cut by `method`.
+def cut_peer(method: str, path: Path, cost: str, sparsity: float, seed: int, file: Path) -> None:
+    """Write to `file` the network of the checkpoint `path` cut by `method`.
 
     Raises:
         UserError: the checkpoint cannot be read, or the size is missed by more than `TOLERANCE`.
@@ -86,8 +86,8 @@ def cut_peer(method: str, path: Path, cost: str, sparsity: float, seed: int, out
     reached = 1 - count(small, image_shape)[cost] / dense[cost]
     if abs(reached - sparsity) > TOLERANCE:
         raise UserError(f"{method}: {sparsity} of the {cost} was missed: {reached:.4f}")
-    print(f"{method}: {reached:.4f} of the {cost} removed", flush=True)
-    return write_compact(small, dense, checkpoint["sparsereg"], out)
+    write_compact(small, dense, checkpoint["sparsereg"], file)
+    print(f"{file}: by {method}, without {reached:.4f} of the {cost}", flush=True)
 
 
 def main(arguments: list[str]) -> int:
@@ -97,10 +97,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("sparsity", type=float, help="share of the cost that goes")
     parser.add_argument("--cost", choices=("params", "macs"), default="params")
     parser.add_argument("--seed", type=int, default=1, help="of the random choice")
-    parser.add_argument("--out", type=Path, default=Path("outputs/peer"))
+    parser.add_argument("--out", type=Path, default=Path("outputs/peer/compact.pt"))
     o = parser.parse_args(arguments)
     try:
-        print(cut_peer(o.method, o.checkpoint, o.cost, o.sparsity, o.seed, o.out))
+        cut_peer(o.method, o.checkpoint, o.cost, o.sparsity, o.seed, o.out)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

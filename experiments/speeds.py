@@ -14,12 +14,12 @@ from statistics import median
 
 import torch
 
-from sparsereg.checkpoint import load, read_checkpoint, write_atomically
+from sparsereg.checkpoint import load, read_checkpoint
 from sparsereg.compact import compact, fold
 from sparsereg.export.latency import compare_latency, machine, speedup
 from sparsereg.export.report import BATCHES
-
-VARIANT = "compact folded"  # its name in report.json
+from sparsereg.files import write_atomically
+from sparsereg.runs.folder import MEASURED, compact_folder
 
 
 def main(arguments: list[str]) -> int:
@@ -28,12 +28,13 @@ def main(arguments: list[str]) -> int:
         run, row = summary.parent, summary.parents[2]
         if row.parent.name.startswith(("gates_", "scratch_")):
             continue  # not cut
-        report = run / "checkpoints" / "best_compact" / "report.json"
         dense = next(root.glob(f"dense/{row.name}/lightning_logs/*/summary.json")).parent
+        best, dense = (folder / "checkpoints" / "best.ckpt" for folder in (run, dense))
+        report = compact_folder(best) / "report.json"
         if not report.exists():
-            times = compare(run / "checkpoints/best.ckpt", dense / "checkpoints/best.ckpt")
+            times = compare(best, dense)
             report.parent.mkdir(exist_ok=True)
-            content = {"variants": {VARIANT: times}, "machine": machine()}
+            content = {"variants": {MEASURED: times}, "machine": machine()}
             write_atomically(report, json.dumps(content, indent=1).encode())
             print(f"{row}: {times['speedup_batch_128']:.2f} times as fast as dense", flush=True)
     return 0
@@ -41,13 +42,13 @@ def main(arguments: list[str]) -> int:
 
 def compare(path: Path, dense: Path) -> dict[str, float]:
     """Milliseconds of a batch, and how many times faster than the dense network, by batch size."""
-    nets = {"dense": fold(compact(load(dense))), VARIANT: fold(compact(load(path)))}
+    nets = {"dense": fold(compact(load(dense))), MEASURED: fold(compact(load(path)))}
     image_shape = read_checkpoint(path)["sparsereg"]["data"]["image_shape"]
     found = {}
     for batch, rounds in BATCHES.items():
         times = compare_latency(nets, torch.randn(batch, *image_shape), rounds)
-        found[f"ms_batch_{batch}"] = median(times[VARIANT])
-        found[f"speedup_batch_{batch}"] = speedup(times[VARIANT], times["dense"])
+        found[f"ms_batch_{batch}"] = median(times[MEASURED])
+        found[f"speedup_batch_{batch}"] = speedup(times[MEASURED], times["dense"])
     return found
 
 

@@ -99,10 +99,9 @@ class Table:
     def peer(self, method: str, size: str, seed: int) -> None:
         cost, sparsity = size.split("_")
         start = self.dense(seed)
-        out = self.folder / f"{method}_{size}" / f"seed_{seed}"
-        cut = out / "compact.pt"
+        cut = self.folder / f"{method}_{size}" / f"seed_{seed}" / "compact.pt"
         if not (ROOT / cut).exists():
-            cut_peer(method, start, cost, float(sparsity), seed, out)
+            cut_peer(method, start, cost, float(sparsity), seed, cut)
         epochs = self.epochs.gates + self.epochs.cut
         self.train_on(f"{method}_{size}", seed, cut, start, epochs)
 
@@ -155,15 +154,15 @@ def start_training(*settings: str) -> None:
 
 
 def cut_network(path: Path) -> Path:
-    from sparsereg.compact_file import cut_file  # imports take seconds
+    from sparsereg.export.formats import cut_file  # imports take seconds
 
     return cut_file(ROOT / path).relative_to(ROOT)
 
 
-def cut_peer(method: str, start: Path, cost: str, sparsity: float, seed: int, out: Path) -> None:
+def cut_peer(method: str, start: Path, cost: str, sparsity: float, seed: int, file: Path) -> None:
     from experiments.peers import cut_peer  # imports take seconds
 
-    cut_peer(method, ROOT / start, cost, sparsity, seed, ROOT / out)
+    cut_peer(method, ROOT / start, cost, sparsity, seed, ROOT / file)
 
 
 def images_per_second(settings: list[str]) -> float:

@@ -1,10 +1,72 @@
-"""Checks of settings against each other, made before anything slow is imported."""
+"""The one door of checks: `check_settings`, which every command passes before anything slow is
+imported. Each value alone is checked by its row in `settings`; here they are checked together."""
 
-from omegaconf import DictConfig
+from collections.abc import Iterator
+from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
+
+from sparsereg.choices import SETTLED
+from sparsereg.commands.machine import check_compiler, check_trackers
+from sparsereg.commands.overrides import key_of
+from sparsereg.commands.settings import SETTINGS, Role, settings_with
 from sparsereg.errors import UserError
+from sparsereg.files import check_checkpoint_file
 
-TARGET_WARMUP, SETTLED = 0.4, 0.4  # shares of the run, if target_warmup, settle_epochs are null
+MISSING = object()
+
+
+def check_settings(cfg: DictConfig, overrides: list[str], complete: bool = True) -> None:
+    """Raise UserError for the first setting that cannot be meant so.
+
+    Args:
+        cfg: the settings of a command.
+        overrides: what was typed of them.
+        complete: false for a run to resume, until its checkpoint has been read.
+    """
+    check_values(cfg)
+    if "trainer" not in cfg:  # those of report.py
+        return
+    check_validation(cfg)
+    check_finetuning(cfg)
+    check_gates(cfg)
+    if complete:
+        check_target(cfg, overrides)
+    if cfg.loss.teacher is not None:
+        check_checkpoint_file(cfg.loss.teacher, "loss.teacher")
+    check_trackers(cfg)
+    if cfg.compile:
+        check_compiler()
+    check_start(cfg)
+
+
+def check_values(cfg: DictConfig) -> None:
+    """Each setting by itself; not every option of a group has every key."""
+    for key, (check, wanted, _) in SETTINGS.items():
+        for name, value in matching(cfg, key):
+            if not check(value):
+                shown = "null" if value is None else value
+                raise UserError(f"{name}={shown} must be {wanted}")
+
+
+def matching(cfg: DictConfig, key: str) -> Iterator[tuple[str, Any]]:
+    """The settings, with their values, that a key of the table stands for."""
+    group, wildcard, _ = key.partition(".*")
+    value = OmegaConf.select(cfg, group, default=MISSING)
+    if not wildcard:
+        if value is not MISSING:
+            yield key, value
+    elif OmegaConf.is_dict(value):
+        yield from ((f"{group}.{name}", setting) for name, setting in value.items())
+
+
+def check_validation(cfg: DictConfig) -> None:
+    every, epochs = cfg.trainer.check_val_every_n_epoch, cfg.trainer.max_epochs
+    if every > epochs:
+        raise UserError(
+            f"trainer.check_val_every_n_epoch={every} must be at most trainer.max_epochs={epochs}: "
+            "without validation there is no best.ckpt"
+        )
 
 
 def check_finetuning(cfg: DictConfig) -> None:
@@ -25,14 +87,8 @@ def check_finetuning(cfg: DictConfig) -> None:
 
 def check_gates(cfg: DictConfig) -> None:
     """Settings of gates need gates."""
-    needs_gates = {
-        "target_sparsity": cfg.target_sparsity is not None,
-        "lambda_warmup": cfg.lambda_warmup > 0,
-        "gate_reductions": cfg.gate_reductions,
-        "keep_gates": cfg.keep_gates,
-    }
-    for key, is_set in needs_gates.items():
-        if is_set and cfg.without_using_gate:
+    for key in settings_with(Role.NEEDS_GATES):
+        if cfg[key] and cfg.without_using_gate:
             raise UserError(f"{key}={str(cfg[key]).lower()} needs gates: without_using_gate=false")
     if cfg.gate_reductions and "gate_reductions" not in cfg.model:
         raise UserError(
@@ -45,7 +101,7 @@ def check_gates(cfg: DictConfig) -> None:
 
 def check_target(cfg: DictConfig, overrides: list[str]) -> None:
     """Raise UserError for settings that contradict a target, or that need one."""
-    given = {override.partition("=")[0]: override for override in overrides}
+    given = {key_of(override): override for override in overrides}
     if cfg.keep_gates and "droprate_init" in given:
         raise UserError(
             f"{given['droprate_init']} is where new gates start, but keep_gates=true takes the "
@@ -53,7 +109,7 @@ def check_target(cfg: DictConfig, overrides: list[str]) -> None:
         )
     target = cfg.target_sparsity
     if target is None:
-        for key in ("target_warmup", "settle_epochs", "dual_lr"):
+        for key in settings_with(Role.NEEDS_TARGET):
             if cfg[key] is not None:
                 raise UserError(f"{key}={cfg[key]} needs target_sparsity=…")
         return
@@ -87,4 +143,14 @@ def check_time_to_settle(cfg: DictConfig) -> None:
         raise UserError(
             f"trainer.check_val_every_n_epoch={every} validates none of the last {settle:g} "
             "epochs, in which the gates are settled: best.ckpt would not have the target"
+        )
+
+
+def check_start(cfg: DictConfig) -> None:
+    """The file to start from is there, and whole."""
+    if cfg.ckpt_path is not None:
+        check_checkpoint_file(cfg.ckpt_path)
+    elif cfg.resume_training:
+        raise UserError(
+            "resume_training=true needs ckpt_path=…/last.ckpt, the checkpoint to go on from"
         )

@@ -2,34 +2,20 @@
 
 import re
 from pathlib import Path
-from typing import Any
 
 from hydra import compose
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from sparsereg.commands.checks import check_target
-from sparsereg.commands.command_line import CONFIG
-from sparsereg.commands.comparable import flatten
+from sparsereg.commands.checks import check_settings
+from sparsereg.commands.comparable import differences
 from sparsereg.commands.machine import check_devices
-from sparsereg.commands.settings import check_settings, to_plain
+from sparsereg.commands.overrides import CONFIG, group_of, key_of, quote, typed
+from sparsereg.commands.settings import KEPT, PATH, STARTS, Role, roles_of, settings_with, to_plain
 from sparsereg.errors import UserError
 
 # What is replayed from a checkpoint only chooses among this repository's own configuration files
 # and sets plain values: no interpolation (it could read the environment), no class to call.
 HARMLESS = re.compile(r"(?!hydra)(?!.*(\$\{|_target_))[A-Za-z][\w.]*=.*", re.DOTALL)
-
-
-STARTS = ("ckpt_path", "resume_training", "model.pretrained")  # what starts this run only
-TARGET = ("cost", "target_sparsity", "target_warmup", "settle_epochs", "dual_lr")
-KEPT = (
-    "model",
-    "optimizer",
-    "scheduler",
-    "gate_lr",
-    "min_open_channels",
-    *TARGET,
-)  # by a resumed run
 
 
 def is_harmless(override: str) -> bool:
@@ -52,11 +38,11 @@ def settings_of(checkpoint: dict) -> tuple[DictConfig, list[str]]:
     refused = [o for o in saved if not is_harmless(o)]
     if refused:
         raise UserError(f"the checkpoint's settings are not plain values: {refused[0]}")
-    given = HydraConfig.get().overrides.task
-    keys = {o.split("=")[0] for o in given}
+    given = typed()
+    keys = {key_of(o) for o in given}
     # another data set or optimizer has other keys; every trainer has the same
     chosen = {key for key in keys if (CONFIG / key).is_dir()} - {"trainer"}
-    kept = [o for o in saved if o.split("=")[0] not in keys and o.split(".")[0] not in chosen]
+    kept = [o for o in saved if key_of(o) not in keys and group_of(o) not in chosen]
     overrides = [*kept, *given]
     return compose("train", overrides=overrides), overrides
 
@@ -70,8 +56,7 @@ def run_settings(
     """
     if cfg.resume_training:
         cfg, overrides = settings_of(checkpoint)
-        check_settings(cfg)
-        check_target(cfg, overrides)
+        check_settings(cfg, overrides)
         check_devices(cfg.trainer)
     elif cfg.keep_gates and not any(k.endswith("qz_loga") for k in checkpoint["state_dict"]):
         raise UserError(
@@ -96,7 +81,7 @@ def finetune_settings(
         "ckpt_path": quote(path),
         "without_using_gate": "true",
         "target_sparsity": "null",
-        **dict.fromkeys(("target_warmup", "settle_epochs", "dual_lr"), "null"),
+        **dict.fromkeys(settings_with(Role.NEEDS_TARGET), "null"),
         **dict.fromkeys(("keep_gates", "gate_reductions"), "false"),
         **dict.fromkeys(("lambda_warmup", "finetune_epochs"), "0"),
         "trainer.max_epochs": cfg.finetune_epochs,
@@ -104,39 +89,21 @@ def finetune_settings(
     if cfg.finetune_lr is not None:
         changed["optimizer.lr"] = cfg.finetune_lr
     left_out = {"model", "finetune_lr", *changed}  # the network is as it was cut
-    kept = [o for o in overrides if not {o.split("=")[0], o.split(".")[0]} & left_out]
+    kept = [o for o in overrides if not {key_of(o), group_of(o)} & left_out]
     overrides = [*kept, *(f"{key}={value}" for key, value in changed.items())]
     return compose("train", overrides=overrides), overrides
 
 
 def replayable(overrides: list[str], plain: dict) -> list[str]:
     """What a checkpoint keeps of the overrides: not what only started its run."""
-    return [to_replay(o, plain) for o in overrides if o.split("=")[0] not in STARTS]
+    return [to_replay(o, plain) for o in overrides if STARTS not in roles_of(key_of(o))]
 
 
 def to_replay(override: str, plain: dict) -> str:
     """An override that means the same in any working directory, given what it has set."""
-    key = override.split("=")[0]
-    if key not in ("data.root", "data.cache_dir", "loss.teacher"):
-        return override
-    group, name = key.split(".")
-    path = plain[group][name]
-    if path is None:
-        return override
-    return f"{key}={quote(Path(path).expanduser().absolute())}"
-
-
-def quote(path: Path) -> str:
-    """A path as the value of an override, whatever characters it has."""
-    return "'" + str(path).replace("'", "\\'") + "'"
-
-
-def refuse_other_groups(command: str, *allowed: str) -> None:
-    """Raise UserError for a setting on the command line that would have no effect."""
-    for override in HydraConfig.get().overrides.task:
-        if re.split(r"[.=]", override)[0] not in allowed:
-            names = ", ".join(allowed)
-            raise UserError(f"{override}: the checkpoint knows it; {command} takes {names}")
+    key = key_of(override)
+    path = OmegaConf.select(OmegaConf.create(plain), key) if PATH in roles_of(key) else None
+    return f"{key}={quote(Path(path).expanduser().absolute())}" if path else override
 
 
 def check_compact(checkpoint: dict, cfg: DictConfig, overrides: list[str], classes: list) -> None:
@@ -147,7 +114,7 @@ def check_compact(checkpoint: dict, cfg: DictConfig, overrides: list[str], class
             "without_using_gate=true"
         )
     for override in overrides:
-        if override.split("=")[0].split(".")[0] == "model":
+        if group_of(override) == "model":
             raise UserError(f"{override}: a compact network is as it was cut; leave it out")
     trained = checkpoint["sparsereg"]["data"]["classes"]
     if len(trained) != len(classes):
@@ -172,7 +139,7 @@ def check_resumable(checkpoint: dict, cfg: DictConfig) -> None:
             f"without_using_gate={str(not gated).lower()}"
         )
     before, now = checkpoint["sparsereg"]["config"], to_plain(cfg)
-    for key in KEPT:
+    for key in settings_with(KEPT):
         for name, old, new in differences({key: before.get(key, now[key])}, {key: now[key]}):
             new, old = ("null" if value is None else value for value in (new, old))
             raise UserError(
@@ -185,12 +152,3 @@ def check_resumable(checkpoint: dict, cfg: DictConfig) -> None:
             f"nothing left to train: the checkpoint has {epochs} of "
             f"trainer.max_epochs={cfg.trainer.max_epochs} epochs"
         )
-
-
-def differences(old: dict, new: dict) -> list[tuple[str, Any, Any]]:
-    """(key, old value, new value) of all values that differ in two plain configurations; classes
-    are compared by name, whichever module an older version had them in."""
-    old, new = flatten(old), flatten(new)
-    keys = [*old, *(key for key in new if key not in old)]
-    pairs = [(key, old.get(key), new.get(key)) for key in keys]
-    return [(key, before, now) for key, before, now in pairs if before != now]

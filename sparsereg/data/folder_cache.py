@@ -1,7 +1,5 @@
 """Splits in one file, built once and rebuilt when the data changed or the file is broken."""
 
-import os
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +8,7 @@ from filelock import FileLock
 
 from sparsereg.data.pipeline import LabelledImages, Splits
 from sparsereg.errors import UserError
+from sparsereg.files import find_damage, replacing
 
 
 def load_or_build(folder: Path, state: str, settings: str, build: Callable[[], Splits]) -> Splits:
@@ -37,10 +36,9 @@ def load_or_build(folder: Path, state: str, settings: str, build: Callable[[], S
 
 def _load(path: Path) -> Splits | None:
     """None if the file is absent or broken."""
+    if not path.is_file() or find_damage(path):
+        return None
     try:
-        with zipfile.ZipFile(path) as file:
-            if file.testzip() is not None:  # torch.load does not notice flipped bits
-                return None
         plain = torch.load(path, weights_only=True)
         parts = {name: LabelledImages(*plain.pop(name)) for name in ("train", "val", "test")}
         return Splits(**parts, **plain)
@@ -49,17 +47,11 @@ def _load(path: Path) -> Splits | None:
 
 
 def _save(splits: Splits, path: Path) -> None:
-    """Writes beside the target and renames, so a killed run leaves no half file."""
     parts = {name: tuple(getattr(splits, name)) for name in ("train", "val", "test")}
-    temporary = path.with_suffix(".tmp")
     try:
-        with open(temporary, "wb") as file:
+        with replacing(path) as file:
             torch.save({**vars(splits), **parts}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch.save: RuntimeError on a full disk
-        temporary.unlink(missing_ok=True)
+    except (UserError, RuntimeError) as error:  # torch.save: RuntimeError on a full disk
         raise _unwritable(path.parent, error) from error
 
 

@@ -10,6 +10,7 @@ from itertools import chain
 import torch
 from torch import Tensor, fx, nn
 
+from sparsereg import choices
 from sparsereg.model.basic_l0_blocks import L0Gate, draw_gates
 from sparsereg.model.layers import BatchNorm, joint_batch_norm
 
@@ -33,6 +34,7 @@ ACTIVATIONS = {  # name: (module, gain of the Kaiming initialisation)
     "gelu": (nn.GELU, nn.init.calculate_gain("relu")),
     "tanh": (nn.Tanh, nn.init.calculate_gain("tanh")),
 }
+assert tuple(ACTIVATIONS) == choices.ACTIVATIONS, "the names that act_fn_name may have"
 
 
 def conv_bn_act(c_in: int, c_out: int, kernel_size: int, act_fn_name: str) -> nn.Sequential:

@@ -9,7 +9,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sparsereg.commands.command_line import CONFIG
+from sparsereg.commands.overrides import CONFIG
 from sparsereg.runs.records import Run
 from sparsereg.runs.table import Row
 

@@ -6,7 +6,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from sparsereg.commands.checks import SETTLED, TARGET_WARMUP
+from sparsereg.choices import SETTLED, TARGET_WARMUP
 from sparsereg.errors import UserError
 from sparsereg.model.basic_l0_blocks import deterministic_gate, gate_layers
 from sparsereg.sparsity.cost import ExpectedCost

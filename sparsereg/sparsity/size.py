@@ -4,6 +4,7 @@ the tensors of the networks themselves."""
 import copy
 
 import torch
+from rich.table import Table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -35,6 +36,21 @@ def open_channels(net: nn.Module) -> dict[str, int]:
     is_open = deterministic_gate(torch.cat(list(gates.values()))).gt(0).cpu()  # one copy for all
     layers = is_open.split([len(qz_loga) for qz_loga in gates.values()])
     return {name: int(layer.sum()) for name, layer in zip(gates, layers, strict=True)}
+
+
+def open_channels_table(layers: dict[str, int]) -> Table:
+    """A row for each block, where all names are block/branch, else for each layer."""
+    if not all("/" in name for name in layers):
+        table = Table("open channels of", "all")
+        for layer, width in layers.items():
+            table.add_row(layer, str(width))
+        return table
+    branches = list(dict.fromkeys(name.split("/")[1] for name in layers))
+    table = Table("open channels", *branches, "all")
+    for block in dict.fromkeys(name.split("/")[0] for name in layers):
+        widths = [layers[f"{block}/{branch}"] for branch in branches]
+        table.add_row(block, *map(str, widths), str(sum(widths)))
+    return table
 
 
 def measure(net: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, float]:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from sparsereg.model.basic_l0_blocks import gate_layers, prob_nonzero
 from sparsereg.sparsity.constraint import TOLERANCE
-from sparsereg.sparsity.size import measure, open_channels, sparsities
+from sparsereg.sparsity.size import measure, open_channels, open_channels_table, sparsities
 from sparsereg.training.loggers import log_final, settings_to_log
 from sparsereg.training.module import L0Module
 
@@ -38,8 +38,9 @@ def evaluate(
         **size,
         "open_channels": open_channels(net),
     }
-    if module.constraint is not None:
-        target, cost = module.constraint.target, module.cost
+    objective = module.objective
+    if objective is not None and objective.constraint is not None:
+        target, cost = objective.constraint.target, objective.cost
         reached = sparsities(net, size)[cost]
         results |= {"cost": cost, "target_sparsity": target, "reached_sparsity": reached}
     return results
@@ -80,21 +81,6 @@ def warn_missed(results: dict) -> None:
             f"network of {results['checkpoint']} has {reached:.4f}",
             file=sys.stderr,
         )
-
-
-def open_channels_table(layers: dict[str, int]) -> Table:
-    """A row for each block, where all names are block/branch, else for each layer."""
-    if not all("/" in name for name in layers):
-        table = Table("open channels of", "all")
-        for layer, width in layers.items():
-            table.add_row(layer, str(width))
-        return table
-    branches = list(dict.fromkeys(name.split("/")[1] for name in layers))
-    table = Table("open channels", *branches, "all")
-    for block in dict.fromkeys(name.split("/")[0] for name in layers):
-        widths = [layers[f"{block}/{branch}"] for branch in branches]
-        table.add_row(block, *map(str, widths), str(sum(widths)))
-    return table
 
 
 def finish(trainer: pl.Trainer, cfg: DictConfig, results: dict, folder: Path) -> None:

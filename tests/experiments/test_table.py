@@ -8,9 +8,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from experiments import table
-from sparsereg.commands.checks import check_target
-from sparsereg.commands.command_line import CONFIG
-from sparsereg.commands.settings import check_settings
+from sparsereg.commands.checks import check_settings
+from sparsereg.commands.overrides import CONFIG
 
 
 @pytest.fixture
@@ -37,7 +36,7 @@ def trained(tmp_path, monkeypatch) -> dict[str, list[str]]:
     monkeypatch.setattr(table, "cut_network", cut_network)
     monkeypatch.setattr(table, "cut_peer", lambda *settings: None)
     monkeypatch.setattr(table.subprocess, "run", run)
-    monkeypatch.setattr("sparsereg.commands.settings.check_checkpoint_file", lambda *names: None)
+    monkeypatch.setattr("sparsereg.commands.checks.check_checkpoint_file", lambda *names: None)
     return started
 
 
@@ -60,8 +59,7 @@ def test_every_row_is_a_run(trained, schedule, capsys):
     with initialize_config_dir(str(CONFIG), version_base="1.3"):
         for folder, overrides in trained.items():
             cfg = compose("train", overrides=overrides)
-            check_settings(cfg)
-            check_target(cfg, overrides)
+            check_settings(cfg, overrides)
             assert f"seed_{cfg.seed}" == Path(folder).name and "Digits" in cfg.data._target_
 
 

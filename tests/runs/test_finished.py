@@ -11,7 +11,7 @@ from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from sparsereg.commands.command_line import CONFIG
+from sparsereg.commands.overrides import CONFIG
 from sparsereg.runs.finished import finished_run
 
 RESULTS = {"val_acc": 0.9, "sparsity": 0.5}

@@ -12,16 +12,17 @@ import torch
 from conftest import ROOT, SHORT, checkpoint_path, run_process
 
 import sparsereg
-from sparsereg.checkpoint import AtomicCheckpointIO, load_weights, read_checkpoint
+from sparsereg.checkpoint import load_weights, read_checkpoint
 from sparsereg.errors import UserError
 from sparsereg.model.googlenet import GoogleNet
+from sparsereg.training.saving import AtomicCheckpointIO
 
 
 def test_sigkill_during_the_write_leaves_the_earlier_file(tmp_path):
     """A process that does nothing but save is killed at many moments."""
     program = (
         "import sys, torch\n"
-        "from sparsereg.checkpoint import AtomicCheckpointIO\n"
+        "from sparsereg.training.saving import AtomicCheckpointIO\n"
         "print('ready', flush=True)\n"
         "for i in range(10**6):\n"
         "    weights = torch.full((4_000_000,), float(i))\n"

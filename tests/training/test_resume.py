@@ -131,7 +131,7 @@ def test_a_checkpoint_of_the_flat_layout(command, trained, tmp_path):
     config = checkpoint["sparsereg"]["config"]
     config["scheduler"]["_target_"] = "sparsereg.schedules.multistep"
     config["loss"]["_target_"] = "sparsereg.loss.ClassificationLoss"
-    config["callbacks"]["checkpoints"]["_target_"] = "sparsereg.checkpoint.BestAndLast"
+    config["callbacks"]["checkpoints"]["_target_"] = "sparsereg.training.saving.BestAndLast"
     last = tmp_path / "last.ckpt"
     torch.save(checkpoint, last)
     more = ("trainer.max_epochs=2", f"output_dir={tmp_path}")
