@@ -24,6 +24,7 @@ SHORT = (  # a run of a few seconds; each test adds what it is about
     "trainer.log_every_n_steps=1",
     "trainer.enable_progress_bar=false",
 )
+SMALL = (*SHORT, "model=lenet5")  # a fifth of the time, for what is not about GoogleNet
 
 torch.set_num_threads(1)  # two test processes share two cores
 os.environ["OMP_NUM_THREADS"] = "1"
