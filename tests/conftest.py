@@ -13,6 +13,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = Path(__file__).parent.parent
 SHORT = (  # a run of a few seconds; each test adds what it is about
@@ -24,6 +25,7 @@ SHORT = (  # a run of a few seconds; each test adds what it is about
     "trainer.log_every_n_steps=1",
     "trainer.enable_progress_bar=false",
 )
+SMALL = (*SHORT, "model=lenet5")  # a fifth of the time, for what is not about GoogleNet
 
 torch.set_num_threads(1)  # two test processes share two cores
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -101,6 +103,12 @@ def summary(output_dir: Path, version: int = 0) -> dict:
 
 def checkpoint_path(output_dir: Path, version: int = 0, name: str = "last.ckpt") -> Path:
     return run_folder(output_dir, version) / "checkpoints" / name
+
+
+def events(folder: Path) -> EventAccumulator:
+    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0, "histograms": 0})
+    accumulator.Reload()
+    return accumulator
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import os
 import re
 
 import pytest
-from conftest import SHORT, assert_one_line, run_folder, run_process, summary
+from conftest import SMALL, assert_one_line, run_folder, run_process, summary
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +15,7 @@ def tracked(tmp_path_factory):
     """A run that logs to all trackers, without a way out: every proxy is a closed port."""
     folder = tmp_path_factory.mktemp("tracked")
     nowhere = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9")
-    arguments = (*SHORT, "lambda_l0=3.0", "logger=all", f"output_dir={folder}")
+    arguments = (*SMALL, "lambda_l0=3.0", "logger=all", f"output_dir={folder}")
     result = run_process("train.py", *arguments, env={**os.environ, **nowhere})
     assert result.code == 0, result.err
     return folder
