@@ -6,18 +6,22 @@ SETTINGS ?=
 RUN := .venv/bin/python
 COMPILE := $(RUN) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--upgrade --no-header --no-emit-index-url --no-emit-find-links
+DEV := requirements-export.txt requirements-sweeps.txt requirements-trackers.txt requirements-dev.txt
 
-.PHONY: help demo test table bench setup lint format lock
+.PHONY: help demo test test-fast table bench setup lint format lock
 .DEFAULT_GOAL := help
 
 help: ## Show the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
 
 demo: .venv/.installed ## Train a sparse GoogleNet on handwritten digits (about a minute, no download)
 	$(RUN) train.py experiment=demo
 
 test: .venv/.installed-dev ## Run all tests
 	$(RUN) -m pytest
+
+test-fast: .venv/.installed-dev ## Run those that are not slow (about two minutes)
+	$(RUN) -m pytest -m "not slow"
 
 table: .venv/.installed ## Train every row of docs/results.md, hours on a GPU (SEEDS="1 2 3" JOBS=8 SETTINGS="trainer=gpu")
 	$(RUN) -m experiments.table published modern ablation --seeds $(SEEDS) --jobs $(JOBS) -- $(SETTINGS)
@@ -41,7 +45,7 @@ format: .venv/.installed-dev ## Apply style
 lock: .venv/.installed-dev ## Resolve the tested versions anew, for every platform
 	$(RUN) -m pip install --quiet uv
 	$(COMPILE) -o requirements.lock requirements.txt
-	$(COMPILE) -c requirements.lock -o requirements-dev.lock requirements-dev.txt
+	$(COMPILE) -c requirements.lock -o requirements-dev.lock requirements.txt $(DEV)
 
 .venv/.installed: requirements.lock
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Python 3.11 or newer is needed; make PYTHON=python3.12 …")'

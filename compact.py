@@ -44,5 +44,9 @@ def main(cfg: DictConfig) -> None:
         print(hint, file=sys.stderr)
 
 
-if __name__ == "__main__":
+def cli() -> None:  # installed as sparsereg-compact
     command_line.run(main)
+
+
+if __name__ == "__main__":
+    cli()

@@ -64,5 +64,9 @@ def write_report(out: Path, runs: list[Run], rows: list[Row], pictures: int) -> 
     print(f"wrote {out}: report.html, report.md, report.csv")
 
 
-if __name__ == "__main__":
+def cli() -> None:  # installed as sparsereg-report
     command_line.run(main, "report")
+
+
+if __name__ == "__main__":
+    cli()

@@ -44,5 +44,9 @@ def main(cfg: DictConfig) -> None:
     print_summary(evaluate(trainer, module, data, cfg.ckpt_path))
 
 
-if __name__ == "__main__":
+def cli() -> None:  # installed as sparsereg-test
     command_line.run(main)
+
+
+if __name__ == "__main__":
+    cli()

@@ -10,6 +10,7 @@ python train.py lambda_l0=1.0 finetune_epochs=20                            # cu
 
 import time
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -45,18 +46,9 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict:
         import torch
         from hydra.utils import instantiate
 
-        from sparsereg.checkpoint import (
-            check_classes,
-            is_compact,
-            load_weights,
-            new_network,
-            read_checkpoint,
-        )
+        from sparsereg.checkpoint import load_weights, read_checkpoint
         from sparsereg.export.formats import cut_file
-        from sparsereg.networks import check_takes
         from sparsereg.runs.folder import claim_version
-        from sparsereg.sparsity.constraint import SparsityConstraint, check_reach
-        from sparsereg.sparsity.cost import ExpectedCost
         from sparsereg.training.loggers import new_loggers
         from sparsereg.training.module import L0Module
         from sparsereg.training.monitors import ProgressBar
@@ -73,39 +65,18 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict:
     data = instantiate(cfg.data, _convert_="all")
     data.prepare_data()
     data.setup("fit")
-    if cfg.resume_training:
-        check_classes(checkpoint, data.classes)
-    if checkpoint is not None and is_compact(checkpoint):
-        check_compact(checkpoint, cfg, overrides, data.classes)
-        net, record["network"] = new_network(checkpoint), checkpoint["sparsereg"]["network"]
-    else:
-        net = instantiate(cfg.model, num_classes=len(data.classes))
-        record["network"]["num_classes"] = len(data.classes)
-    check_takes(net, data.image_shape)
-    if checkpoint is not None:
-        load_weights(net, checkpoint, new_gates=not (cfg.resume_training or cfg.keep_gates))
+    net, record["network"] = new_network(cfg, overrides, checkpoint, data, record["network"])
     record["data"] = data.record()
     loss = instantiate(cfg.loss)
     loss.check_classes(data.classes)
-    expected_cost = None if cfg.without_using_gate else ExpectedCost(net, data.image_shape)
-    constraint, target = None, cfg.target_sparsity
-    if target is not None:
-        if not cfg.resume_training:
-            check_reach(target, cfg.cost, expected_cost, cfg.min_open_channels, net)
-        constraint = SparsityConstraint(target, cfg.dual_lr, cfg.target_warmup, cfg.settle_epochs)
+
     module = L0Module(
         net,
         num_classes=len(data.classes),
         optimizer=instantiate(cfg.optimizer, _convert_="all"),
         scheduler=instantiate(cfg.scheduler, _convert_="all"),
         loss=loss,
-        lambda_l0=cfg.lambda_l0,
-        lambda_warmup=cfg.lambda_warmup,
-        gate_lr=cfg.gate_lr,
-        expected_cost=expected_cost,
-        cost=cfg.cost,
-        constraint=constraint,
-        min_open_channels=cfg.min_open_channels,
+        objective=None if cfg.without_using_gate else new_objective(cfg, net, data.image_shape),
         flip_tta=cfg.flip_tta,
         compile=cfg.compile,
         record=record,
@@ -140,5 +111,54 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict:
     return results
 
 
-if __name__ == "__main__":
+def new_network(
+    cfg: DictConfig, overrides: list[str], checkpoint: dict | None, data: Any, described: dict
+) -> tuple[Any, dict]:
+    """The network with the weights it starts with, and what checkpoints need to build it again."""
+    from hydra.utils import instantiate
+
+    from sparsereg.checkpoint import check_classes, is_compact, load_weights, new_network
+    from sparsereg.networks import check_takes
+
+    if cfg.resume_training:
+        check_classes(checkpoint, data.classes)
+    if checkpoint is not None and is_compact(checkpoint):
+        check_compact(checkpoint, cfg, overrides, data.classes)
+        net, described = new_network(checkpoint), checkpoint["sparsereg"]["network"]
+    else:
+        net = instantiate(cfg.model, num_classes=len(data.classes))
+        described = described | {"num_classes": len(data.classes)}
+    check_takes(net, data.image_shape)
+    if checkpoint is not None:
+        load_weights(net, checkpoint, new_gates=not (cfg.resume_training or cfg.keep_gates))
+    return net, described
+
+
+def new_objective(cfg: DictConfig, net: Any, image_shape: tuple[int, int, int]) -> Any:
+    """What is asked of the gates: λ by hand, or a target."""
+    from sparsereg.sparsity.constraint import SparsityConstraint, check_reach
+    from sparsereg.sparsity.cost import ExpectedCost
+    from sparsereg.training.objective import GateObjective
+
+    expected_cost, constraint, target = ExpectedCost(net, image_shape), None, cfg.target_sparsity
+    if target is not None:
+        if not cfg.resume_training:
+            check_reach(target, cfg.cost, expected_cost, cfg.min_open_channels, net)
+        constraint = SparsityConstraint(target, cfg.dual_lr, cfg.target_warmup, cfg.settle_epochs)
+    return GateObjective(
+        expected_cost,
+        cost=cfg.cost,
+        lambda_l0=cfg.lambda_l0,
+        lambda_warmup=cfg.lambda_warmup,
+        constraint=constraint,
+        gate_lr=cfg.gate_lr,
+        min_open_channels=cfg.min_open_channels,
+    )
+
+
+def cli() -> None:  # installed as sparsereg-train
     command_line.run(main)
+
+
+if __name__ == "__main__":
+    cli()

@@ -35,6 +35,7 @@ from sparsereg.model.googlenet import GoogleNet
 from sparsereg.sparsity.cost import ExpectedCost
 from sparsereg.sparsity.size import measure
 from sparsereg.training.module import L0Module
+from sparsereg.training.objective import GateObjective
 from sparsereg.training.saving import AtomicCheckpointIO
 
 OURS, UNGATED, REFERENCE = "ours", "ours, no gates", "reference formulation, PIL"
@@ -96,7 +97,7 @@ def train(
             CLASSES,
             instantiate(cfg.optimizer, _convert_="all"),
             instantiate(cfg.scheduler, _convert_="all"),
-            expected_cost=None if cfg.without_using_gate else ExpectedCost(net, IMAGE),
+            objective=None if cfg.without_using_gate else GateObjective(ExpectedCost(net, IMAGE)),
             compile=cfg.compile,
         )
         callbacks = [instantiate(c, _convert_="all") for c in cfg.callbacks.values() if c]

@@ -11,6 +11,7 @@ from torch import nn
 from sparsereg.compact import compact, fold, without_gates
 from sparsereg.export.latency import compare_latency, machine, speedup
 from sparsereg.graph.channels import ChannelGraph
+from sparsereg.graph.readers import kept
 from sparsereg.model.basic_l0_blocks import gate_layers
 from sparsereg.sparsity.size import count, dense_size, open_channels, open_channels_table
 
@@ -57,7 +58,7 @@ def report(
         "machine": machine(),
         "channels": {name: len(gate.qz_loga) for name, gate in gate_layers(net).items()},
         "open_channels": open_channels(net),
-        "not_removable": ChannelGraph(net).kept,
+        "not_removable": kept(ChannelGraph(net)),
     }
 
 

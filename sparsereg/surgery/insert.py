@@ -12,7 +12,9 @@ from torch import Tensor, fx, nn
 
 from sparsereg.errors import UserError
 from sparsereg.graph.channels import ChannelGraph
-from sparsereg.graph.operations import AFFINE, GROUPED, MIX, SCALE, ZERO, kind_of, module_of
+from sparsereg.graph.nodes import module_of
+from sparsereg.graph.operations import Kind, kind_of
+from sparsereg.graph.readers import kept, removers
 from sparsereg.graph.tracing import trace
 from sparsereg.model.basic_l0_blocks import GATES, L0Gate, gate_layers
 from sparsereg.model.gated import GatedNetwork
@@ -128,15 +130,19 @@ def use_dropout_layers(traced: fx.GraphModule) -> None:
 def find_places(traced: fx.GraphModule, include: list[str], exclude: list[str]) -> list[Place]:
     """Tries a gate on every layer; the analysis then says which of them remove their channels."""
     layers = traced.graph.find_nodes(op="call_module")
-    mixing = [node for node in layers if kind_of(traced, node) in (MIX, GROUPED)]
+    mixing = [node for node in layers if kind_of(traced, node) in (Kind.MIX, Kind.GROUPED)]
     widths = {node.target: len(module_of(traced, node).weight) for node in mixing}
     for pattern in include + exclude:
         if not any(fnmatch(name, pattern) for name in widths):
             raise UserError(f"no layer is named {pattern}: there are {', '.join([*widths][:5])}, …")
     trial = fx.GraphModule(traced, copy.deepcopy(traced.graph))
     put_in(trial, {name: L0Gate(width) for name, width in widths.items()})
-    channels = ChannelGraph(trial.eval())
-    goes_with = {node.target: gates_of(channels, node) for node in channels.removed_by}
+    graph = ChannelGraph(trial.eval())
+    goes_with = {
+        node.target: [name and name.removeprefix(f"{GATES}.") for name in graph.gate_layers_of(own)]
+        for node, own in removers(graph).items()
+    }
+    keeps = kept(graph)
 
     def why_not(name: str) -> str | None:
         if getattr(traced.get_submodule(name), "groups", 1) > 1:
@@ -145,20 +151,14 @@ def find_places(traced: fx.GraphModule, include: list[str], exclude: list[str]) 
             return "not included"
         if any(fnmatch(name, pattern) for pattern in exclude):
             return "excluded"
-        if (gate := f"{GATES}.{name}") not in channels.kept:
+        if (gate := f"{GATES}.{name}") not in keeps:
             return None
         if None not in goes_with[name]:
             return f"goes with the channels of {', '.join(goes_with[name])}"
         every = f"{widths[name]} of {widths[name]} channels: "
-        return channels.kept[gate].removeprefix(every)
+        return keeps[gate].removeprefix(every)
 
     return [Place(name, width, why_not(name)) for name, width in widths.items()]
-
-
-def gates_of(channels: ChannelGraph, node: fx.Node) -> list[str | None]:
-    """The layers whose gates remove the channels of a node, and None if not all have one."""
-    names = [segment.gate for segment in channels.segments(channels.removed_by[node])]
-    return [name and name.removeprefix(f"{GATES}.") for name in dict.fromkeys(names)]
 
 
 def put_in(traced: fx.GraphModule, gates: dict[str, L0Gate]) -> None:
@@ -166,7 +166,11 @@ def put_in(traced: fx.GraphModule, gates: dict[str, L0Gate]) -> None:
     apart, up to where others read them: there all of it goes with a channel."""
     for name, gate in gates.items():
         [end] = traced.graph.find_nodes(op="call_module", target=name)
-        while (reader := only_reader(end)) and kind_of(traced, reader) in (AFFINE, SCALE, ZERO):
+        while (reader := only_reader(end)) and kind_of(traced, reader) in (
+            Kind.AFFINE,
+            Kind.SCALE,
+            Kind.ZERO,
+        ):
             end = reader
         traced.add_submodule(f"{GATES}.{name}", gate)
         with traced.graph.inserting_after(end):

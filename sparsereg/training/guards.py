@@ -106,10 +106,11 @@ class StillGates(pl.Callback):
             self.start = self.prob_open(pl_module)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int) -> None:
-        share = pl_module.constraint.warmup if pl_module.constraint is not None else 0.0
-        steps = pl_module.total_steps
-        when = int(max(share, 0.1) * steps)
-        if not pl_module.gated or steps < 100 or trainer.global_step != when:
+        if not pl_module.gated:
+            return
+        constraint, steps = pl_module.constraint, pl_module.total_steps
+        when = int(max(0.0 if constraint is None else constraint.warmup, 0.1) * steps)
+        if steps < 100 or trainer.global_step != when:
             return
         moved = (self.prob_open(pl_module) - self.start).abs().max().item()
         lambda_l0 = pl_module.weight_of_cost().item()

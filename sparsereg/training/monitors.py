@@ -84,9 +84,10 @@ class EpochLine(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
             keys = list(self.KEYS)
-            if pl_module.constraint is not None:
-                asked_for = f"actual_sparsity/{pl_module.cost}"  # of params it is "sparsity"
-                keys += [*([asked_for] if pl_module.cost != "params" else []), "lambda_l0"]
+            objective = pl_module.objective
+            if objective is not None and objective.constraint is not None:
+                asked_for = f"actual_sparsity/{objective.cost}"  # of params it is "sparsity"
+                keys += [*([asked_for] if objective.cost != "params" else []), "lambda_l0"]
             logged = trainer.callback_metrics
             shown = [f"{key} {logged[key]:.4f}" for key in [*keys, "samples/s"] if key in logged]
             epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"

@@ -38,8 +38,9 @@ def evaluate(
         **size,
         "open_channels": open_channels(net),
     }
-    if module.constraint is not None:
-        target, cost = module.constraint.target, module.cost
+    objective = module.objective
+    if objective is not None and objective.constraint is not None:
+        target, cost = objective.constraint.target, objective.cost
         reached = sparsities(net, size)[cost]
         results |= {"cost": cost, "target_sparsity": target, "reached_sparsity": reached}
     return results

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from sparsereg.model.basic_l0_blocks import L0Gate
 from sparsereg.sparsity.cost import ExpectedCost
 from sparsereg.training.module import L0Module
+from sparsereg.training.objective import GateObjective
 
 IMAGE = (3, 8, 8)
 
@@ -34,8 +35,8 @@ class OneBlock(nn.Module):
 def train(compile: bool, steps: int) -> tuple[list[float], L0Module]:
     torch.manual_seed(0)
     net = OneBlock()
-    cost = ExpectedCost(net, IMAGE)
-    module = L0Module(net, 10, None, None, expected_cost=cost, cost="macs", compile=compile)
+    objective = GateObjective(ExpectedCost(net, IMAGE), cost="macs")
+    module = L0Module(net, 10, None, None, objective=objective, compile=compile)
     module.log = module.log_dict = lambda *arguments, **settings: None  # there is no trainer
     module.weight_of_cost = lambda: torch.tensor(0.5)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
