@@ -32,7 +32,7 @@ def main(cfg: DictConfig) -> None:
 
     torch.set_float32_matmul_precision(cfg.matmul_precision)
     checkpoint = read_checkpoint(cfg.ckpt_path)
-    run_cfg, _ = settings_of(checkpoint)
+    run_cfg = settings_of(checkpoint, cfg, ("data", "flip_tta"))
     data = instantiate(run_cfg.data, _convert_="all")
     data.prepare_data()
     data.setup("test")

@@ -25,14 +25,14 @@ from sparsereg.commands.resume import (
     finetune_settings,
     run_settings,
 )
-from sparsereg.runs.finished import finished_run
+from sparsereg.runs.finished import finished_run, is_finished
 
 
 def main(cfg: DictConfig) -> tuple[float, float]:
     """Train; return (validation accuracy, sparsity), what Optuna's sweeper maximises."""
     overrides = typed()
     check_settings(cfg, overrides, complete=not cfg.resume_training)
-    results = finished_run(cfg, overrides) if cfg.skip_finished else None
+    results = finished_run(cfg) if cfg.skip_finished else None
     if results is None:
         with importing():  # torch, to count GPUs
             check_devices(cfg.trainer)
@@ -56,9 +56,9 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict:
         from sparsereg.training.saving import AtomicCheckpointIO
 
     checkpoint = read_checkpoint(cfg.ckpt_path) if cfg.ckpt_path else None
-    cfg, record = run_settings(cfg, overrides, checkpoint)
+    cfg, record = run_settings(cfg, checkpoint)
     if cfg.resume_training:
-        check_resumable(checkpoint, cfg)
+        check_resumable(checkpoint, cfg, is_finished(cfg))
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     torch.set_float32_matmul_precision(cfg.matmul_precision)
 
@@ -107,7 +107,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict:
         cut = trainer.strategy.broadcast(cut)
         if trainer.is_global_zero:
             print(f"cut {last} to {cut}, which is now trained on", flush=True)
-        return train(*finetune_settings(cfg, record["overrides"], cut))
+        return train(finetune_settings(cfg, cut), [])
     return results
 
 

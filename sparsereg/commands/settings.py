@@ -23,7 +23,9 @@ class Role(Flag):
     NEEDS_TARGET = auto()
     UNSEEN = auto()  # what a run shows and where things lie: no column of a report
     NO_EFFECT = auto()  # leaves the result as it is: runs that differ in it are the same
-    PATH = auto()  # absolute where it is kept
+    PATH = auto()  # the same file or folder, however it is written
+    MACHINE = auto()  # where things lie, are logged or sent, and devices: never from a file
+    AGAIN = auto()  # the same, and the result depends on it: a resumed run needs it again
 
 
 class Setting(NamedTuple):
@@ -32,7 +34,9 @@ class Setting(NamedTuple):
     roles: Role = Role.NONE
 
 
-STARTS, KEPT, PATH = Role.STARTS, Role.KEPT, Role.PATH
+STARTS, KEPT, PATH = Role.STARTS | Role.MACHINE, Role.KEPT, Role.PATH
+MACHINE = Role.MACHINE
+AGAIN = Role.AGAIN | MACHINE
 OF_GATES = Role.OF_GATES
 NEEDS_GATES = Role.NEEDS_GATES | OF_GATES
 OF_TARGET = Role.NEEDS_TARGET | OF_GATES | KEPT
@@ -40,7 +44,7 @@ UNSEEN = Role.UNSEEN
 NO_EFFECT = Role.NO_EFFECT | UNSEEN
 
 SETTINGS: dict[str, Setting] = {
-    "ckpt_path": Setting(*v.TEXT_OR_NULL, STARTS | UNSEEN),  # a report says `start`
+    "ckpt_path": Setting(*v.TEXT_OR_NULL, STARTS | PATH | UNSEEN),  # a report says `start`
     "resume_training": Setting(*v.BOOL, STARTS | UNSEEN),
     "without_using_gate": Setting(*v.BOOL, UNSEEN),  # a report says so instead of lambda_l0
     "lambda_l0": Setting(*v.NOT_NEGATIVE),
@@ -64,9 +68,9 @@ SETTINGS: dict[str, Setting] = {
     "round_to": Setting(*v.COUNT, OF_GATES),
     "seed": Setting(*v.SEED),
     "flip_tta": Setting(*v.BOOL),
-    "output_dir": Setting(*v.TEXT, NO_EFFECT),
-    "skip_finished": Setting(*v.BOOL, NO_EFFECT),
-    "compile": Setting(*v.BOOL),
+    "output_dir": Setting(*v.TEXT, NO_EFFECT | PATH | MACHINE),
+    "skip_finished": Setting(*v.BOOL, NO_EFFECT | MACHINE),
+    "compile": Setting(*v.BOOL, MACHINE),
     "matmul_precision": Setting(
         *v.one_of(("highest", "high", "medium"), "highest, high or medium")
     ),
@@ -83,8 +87,8 @@ SETTINGS: dict[str, Setting] = {
     "model.include": Setting(*v.PATTERNS),
     "model.exclude": Setting(*v.PATTERNS),
     "data": Setting(*v.GROUP),
-    "data.root": Setting(*v.TEXT, PATH | UNSEEN),
-    "data.cache_dir": Setting(*v.TEXT_OR_NULL, PATH | NO_EFFECT),
+    "data.root": Setting(*v.TEXT, PATH | UNSEEN | AGAIN),
+    "data.cache_dir": Setting(*v.TEXT_OR_NULL, PATH | NO_EFFECT | MACHINE),
     "data.name": Setting(*v.one_of(("cifar10", "cifar100"), "cifar10 or cifar100")),
     "data.image_size": Setting(*v.COUNT),
     "data.val_fraction": Setting(*v.INSIDE_0_1),
@@ -101,7 +105,7 @@ SETTINGS: dict[str, Setting] = {
     "data.cutout": Setting(*v.COUNT_OR_0),
     "loss": Setting(*v.GROUP),
     "loss.label_smoothing": Setting(*v.FROM_0_BELOW_1),
-    "loss.teacher": Setting(*v.TEXT_OR_NULL, PATH),
+    "loss.teacher": Setting(*v.TEXT_OR_NULL, PATH | AGAIN),
     "loss.teacher_weight": Setting(*v.SHARE),
     "loss.teacher_temperature": Setting(*v.POSITIVE),
     "optimizer": Setting(*v.GROUP, KEPT),
@@ -124,10 +128,10 @@ SETTINGS: dict[str, Setting] = {
     "scheduler.final_div_factor": Setting(*v.POSITIVE),
     "trainer": Setting(*v.GROUP, UNSEEN),
     "trainer.max_epochs": Setting(*v.COUNT),
-    "trainer.accelerator": Setting(*v.one_of(choices.ACCELERATORS)),
-    "trainer.devices": Setting(*v.DEVICES),
-    "trainer.num_nodes": Setting(*v.COUNT),
-    "trainer.strategy": Setting(*v.one_of(("auto", "ddp"), "auto or ddp")),
+    "trainer.accelerator": Setting(*v.one_of(choices.ACCELERATORS), MACHINE),
+    "trainer.devices": Setting(*v.DEVICES, AGAIN),
+    "trainer.num_nodes": Setting(*v.COUNT, AGAIN),
+    "trainer.strategy": Setting(*v.one_of(("auto", "ddp"), "auto or ddp"), MACHINE),
     "trainer.precision": Setting(*v.one_of(choices.PRECISIONS)),
     "trainer.gradient_clip_val": Setting(v.or_null(v.is_positive), "positive, or null"),
     "trainer.accumulate_grad_batches": Setting(*v.COUNT),
@@ -156,10 +160,10 @@ SETTINGS: dict[str, Setting] = {
         *v.one_of(("epoch", "step", None), "epoch, step or null"), UNSEEN
     ),
     "callbacks.average_weights.decay": Setting(*v.INSIDE_0_1),  # a report has it: null, no average
-    "logger": Setting(*v.GROUP),
-    "logger.*": Setting(*v.GROUP_OR_NULL, UNSEEN | Role.NO_EFFECT),
-    "logger.csv.flush_logs_every_n_steps": Setting(*v.COUNT, NO_EFFECT),
-    "logger.tensorboard.flush_secs": Setting(*v.COUNT, NO_EFFECT),
+    "logger": Setting(*v.GROUP, MACHINE),
+    "logger.*": Setting(*v.GROUP_OR_NULL, NO_EFFECT | MACHINE),
+    "logger.csv.flush_logs_every_n_steps": Setting(*v.COUNT, NO_EFFECT | MACHINE),
+    "logger.tensorboard.flush_secs": Setting(*v.COUNT, NO_EFFECT | MACHINE),
     "runs": Setting(  # of report.py, as the following
         lambda value: v.is_text(value) or (v.is_list_of(v.is_text, value) and len(value) > 0),
         "a folder, or several: runs=[a,b]",

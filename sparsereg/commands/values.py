@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 
 SMALLEST, LARGEST = 1.2e-38, 3.4e38  # of float32: below it is 0, above it is infinite
 INT32 = 2**31
+MANY = 1000  # items of a list, characters of a text
 Check = Callable[[Any], bool]
 
 
@@ -29,6 +30,15 @@ def is_zero(value: Any) -> bool:
 
 def is_positive(value: Any) -> bool:
     return is_number(value) and value >= SMALLEST
+
+
+def is_plain(value: Any) -> bool:
+    """A value that stands for itself, as one out of a file must: no interpolation, no nesting."""
+    if isinstance(value, list):
+        return len(value) <= MANY and all(is_plain(v) and not isinstance(v, list) for v in value)
+    if isinstance(value, str):
+        return "${" not in value and value != "???" and len(value) <= MANY
+    return value is None or isinstance(value, bool | int | float)
 
 
 def is_text(value: Any) -> bool:
