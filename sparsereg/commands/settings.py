@@ -119,6 +119,7 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {  # key: check, what is 
     "model.pretrained": TEXT_OR_NULL,
     "model.include": PATTERNS,
     "model.exclude": PATTERNS,
+    "model.gate_inputs": PATTERNS,
     "data.root": TEXT,
     "data.cache_dir": TEXT_OR_NULL,
     "data.name": (OneOf(("cifar10", "cifar100")), "cifar10 or cifar100"),
