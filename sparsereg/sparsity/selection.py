@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsereg.model.basic_l0_blocks import gate_layers
-from sparsereg.sparsity.cost import ExpectedCost, highest
+from sparsereg.sparsity.cost import ExpectedCost
 
 GUARDED = -1.6  # ln α of a gate that is kept open: P(z ≠ 0) = 1/2 at β = 2/3
 OPEN, CLOSED = 6.0, -10.0  # ln α of settled gates, which draw hardly anything but 1, or 0
@@ -14,11 +14,11 @@ CLOSE_ENOUGH = 0.001  # to a target, about one channel of GoogleNet
 
 
 @torch.no_grad()
-def reopen(net: nn.Module, groups: Tensor, number: int) -> None:
-    """Raise ln α of the highest `number` gates of each group to `GUARDED` at least."""
+def reopen(net: nn.Module, cost: ExpectedCost, number: int) -> None:
+    """Raise ln α of the highest `number` gates of each bottleneck to `GUARDED` at least."""
     gates = [gate.qz_loga for gate in gate_layers(net).values()]
     qz_loga = torch.cat(gates)
-    best = highest(qz_loga, groups, number)
+    best = cost.dearest(qz_loga, number)
     qz_loga[best] = qz_loga[best].clamp(min=GUARDED)
     torch._foreach_copy_(gates, qz_loga.split([len(gate) for gate in gates]))  # in one kernel
 
@@ -42,8 +42,7 @@ def choose_open(
     """
 
     qz_loga = qz_loga.cpu()
-    dearest = highest(qz_loga, cost.bottlenecks.cpu(), min_open)
-    candidates = lowest_first(qz_loga, dearest)
+    candidates = lowest_first(qz_loga, cost.dearest(qz_loga.to(cost.order.device), min_open))
     if sparsity_without(candidates, cost, name) < target:
         candidates = lowest_first(qz_loga, cost.cheapest(name, min_open))
 
@@ -63,7 +62,7 @@ def choose_open(
 
 def lowest_first(qz_loga: Tensor, guarded: Tensor) -> list[int]:
     """The gates that may close, by ln α."""
-    guarded = set(guarded.flatten().tolist())
+    guarded = set(guarded.tolist())
     return [gate for gate in qz_loga.argsort().tolist() if gate not in guarded]
 
 

@@ -93,7 +93,7 @@ class GateObjective:
     def after_step(self, net: nn.Module) -> None:
         """Keep enough gates open."""
         if self.min_open_channels:
-            reopen(net, self.expected_cost.bottlenecks, self.min_open_channels)
+            reopen(net, self.expected_cost, self.min_open_channels)
 
     def rate(self, weights_lr: float) -> float:
         """Learning rate of the gates beside that of the weights."""
