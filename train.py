@@ -126,8 +126,8 @@ def new_network(
         check_compact(checkpoint, cfg, overrides, data.classes)
         net, described = new_network(checkpoint), checkpoint["sparsereg"]["network"]
     else:
-        net = instantiate(cfg.model, num_classes=len(data.classes))
-        described = described | {"num_classes": len(data.classes)}
+        fitting = {"num_classes": len(data.classes), "image_shape": list(data.image_shape)}
+        net, described = instantiate(cfg.model, **fitting), described | fitting
     check_takes(net, data.image_shape)
     if checkpoint is not None:
         load_weights(net, checkpoint, new_gates=not (cfg.resume_training or cfg.keep_gates))

@@ -86,6 +86,7 @@ SETTINGS: dict[str, Setting] = {
     "model.pretrained": Setting(*v.TEXT_OR_NULL, STARTS),
     "model.include": Setting(*v.PATTERNS),
     "model.exclude": Setting(*v.PATTERNS),
+    "model.gate_inputs": Setting(*v.PATTERNS),
     "data": Setting(*v.GROUP),
     "data.root": Setting(*v.TEXT, PATH | UNSEEN | AGAIN),
     "data.cache_dir": Setting(*v.TEXT_OR_NULL, PATH | NO_EFFECT | MACHINE),

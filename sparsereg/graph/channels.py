@@ -58,7 +58,7 @@ class ChannelGraph:
         self.order: dict[fx.Node, Tensor] = {}
         self.positions: dict[fx.Node, int] = {}
         self.channel_gate = torch.tensor([NO_GATE])
-        self.notes: dict[int, str] = {}  # gate: what is behind it
+        self.notes: dict[int, str] = {}
         for node, kind in self.kinds.items():
             if kind == Kind.OUTPUT:
                 self.note(self.gate_of[node.args[0]], "is an output of the network")
