@@ -23,7 +23,8 @@ from sparsereg.commands.values import is_plain
 from sparsereg.errors import UserError, printable
 
 GROUPS = ("data", "model", "optimizer", "scheduler", "loss")  # of classes that a file may choose
-AVERAGED = "callbacks.average_weights"  # the one callback that a file may choose
+AVERAGED = "callbacks.average_weights"
+TAKEN = (AVERAGED, "callbacks.epoch_seed")  # the callbacks that a file has a say in
 
 
 def settings_of(checkpoint: dict, cfg: DictConfig, keys: tuple[str, ...] = ()) -> DictConfig:
@@ -78,7 +79,7 @@ def saved_settings(checkpoint: dict, keys: tuple[str, ...]) -> dict[str, Any]:
 
 
 def is_watching(key: str) -> bool:
-    return group_of_key(key) == "callbacks" and not key.startswith((AVERAGED, "callbacks.epoch_"))
+    return group_of_key(key) == "callbacks" and not key.startswith(TAKEN)
 
 
 def check_saved(key: str, value: Any) -> None:
@@ -86,7 +87,7 @@ def check_saved(key: str, value: Any) -> None:
     if not is_plain(value):
         raise UserError(f"the checkpoint's settings are not plain values: {key}={value}")
     row = SETTINGS.get(key)
-    is_class = key in (*GROUPS, "trainer") or key in (AVERAGED, "callbacks.epoch_seed")
+    is_class = key in (*GROUPS, "trainer") or key in TAKEN
     if row is None and not is_class:
         raise UserError(f"the checkpoint has a setting that this version does not know: {key}")
     if not is_class and not row.check(value):
