@@ -18,7 +18,15 @@ from sparsereg.commands.checks import check_settings
 from sparsereg.commands.comparable import differences, flatten
 from sparsereg.commands.machine import check_devices, is_first_process
 from sparsereg.commands.overrides import CONFIG, as_argument, group_of, key_of, typed
-from sparsereg.commands.settings import KEPT, SETTINGS, Role, roles_of, settings_with, to_plain
+from sparsereg.commands.settings import (
+    KEPT,
+    SETTINGS,
+    Role,
+    roles_of,
+    settings_that_need,
+    settings_with,
+    to_plain,
+)
 from sparsereg.commands.values import is_plain
 from sparsereg.errors import UserError, printable
 
@@ -216,7 +224,7 @@ def finetune_settings(cfg: DictConfig, cut: Path) -> DictConfig:
     if cfg.finetune_lr is not None:
         cfg.optimizer.lr = cfg.finetune_lr
     cfg.model = defaults.model  # not used: the network is as it was cut
-    asked_of_gates = {*settings_with(Role.NEEDS_GATES), *settings_with(Role.NEEDS_TARGET)}
+    asked_of_gates = [*settings_with(Role.NEEDS_GATES), *settings_that_need("target_sparsity")]
     for key in (*asked_of_gates, "resume_training", "finetune_epochs", "finetune_lr"):
         cfg[key] = defaults[key]
     cfg.ckpt_path, cfg.without_using_gate = str(cut), True
