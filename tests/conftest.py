@@ -126,13 +126,18 @@ def trained(tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def pruned(trained, tmp_path_factory) -> Path:
     """The gated checkpoint with about half of its channels closed, and one branch altogether."""
-    checkpoint = torch.load(trained["gated"], weights_only=True)
+    path = tmp_path_factory.mktemp("pruned") / "best.ckpt"
+    return close_gates(trained["gated"], path, branch="block3.gates.5x5")
+
+
+def close_gates(checkpoint: Path, path: Path, branch: str = "none") -> Path:
+    """Write the checkpoint to `path` with other gates, about half of them closed."""
+    content = torch.load(checkpoint, weights_only=True)
     generator = torch.Generator().manual_seed(0)
-    for name, tensor in checkpoint["state_dict"].items():
+    for name, tensor in content["state_dict"].items():
         if name.endswith("qz_loga"):
             tensor.normal_(-2, 2, generator=generator)
-        if name.endswith("block3.gates.5x5.qz_loga"):
-            tensor.fill_(-5)  # a branch that is gone
-    path = tmp_path_factory.mktemp("pruned") / "best.ckpt"
-    torch.save(checkpoint, path)
+        if name.endswith(f"{branch}.qz_loga"):
+            tensor.fill_(-5)
+    torch.save(content, path)
     return path

@@ -73,6 +73,7 @@ def places(pruned, tmp_path, monkeypatch) -> dict[str, str]:
     return files | {"RUN": str(run), "PATH": str(tmp_path), "OUTPUT_DIR": str(tmp_path)}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*declarative_base")  # Optuna's use of SQLAlchemy
 @pytest.mark.parametrize("page, shown", SHOWN, ids=[f"{p.stem}: {c}" for p, c in SHOWN])
 def test_command(page, shown, places, up_to_torch):

@@ -8,8 +8,10 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from docs.figures import curves, network, pictures, targets
+from sparsereg.commands.overrides import CONFIG
 from sparsereg.model.basic_l0_blocks import (
     deterministic_gate,
     prob_nonzero,
@@ -21,6 +23,7 @@ from sparsereg.sparsity.size import measure
 ROOT = Path(__file__).parents[1]
 METHOD = " ".join((ROOT / "docs" / "method.md").read_text(encoding="utf-8").split())
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md"]
+RECIPES = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
 PICTURES = ("hard_concrete.svg", "inception_block.svg")
 
 
@@ -173,3 +176,16 @@ def test_github_renders_the_formulas(page):
         assert not re.search(r"\\[^a-zA-Z]|\\operatorname|}_|\*", formula), formula
         assert formula.count("{") == formula.count("}"), formula
         assert len(re.findall(r"\\left\b", formula)) == len(re.findall(r"\\right\b", formula))
+
+
+def test_every_setting_and_option_is_on_the_page():
+    """The keys of train.yaml in the table of keys, and the names of each group's files."""
+    page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    for key in OmegaConf.load(CONFIG / "train.yaml"):
+        assert key in ("defaults", "hydra") or re.search(rf"^\| .*`{key}`", page, re.MULTILINE), key
+    for folder in (path for path in CONFIG.iterdir() if path.is_dir() and path.name != "hydra"):
+        row = re.search(rf"^\| .*`{folder.name}`.*", page, re.MULTILINE)
+        options = [path.stem for path in folder.glob("*.yaml")]
+        named = folder.name in ("experiment", "recipe")  # on the page of recipes
+        text = RECIPES if named else row[0]
+        assert row and all(option in text for option in options), folder.name

@@ -88,6 +88,7 @@ def test_settings(command, argument, words, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("argument, words", SETTINGS[::12])
 def test_mistakes_are_said_before_anything_slow_is_imported(argument, words, tmp_path):
     result = run_process("train.py", f"output_dir={tmp_path}", argument)
@@ -128,6 +129,7 @@ def test_damaged_checkpoints(kind, script, command, trained, tmp_path, monkeypat
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["train.py", "test.py"])
 def test_damage_is_said_before_anything_slow_is_imported(script, trained, tmp_path):
     path = tmp_path / "last.ckpt"

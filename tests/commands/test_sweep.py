@@ -24,6 +24,8 @@ from pathlib import Path
 from sparsereg.commands import command_line
 from sparsereg.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 
 def main(cfg):
     if cfg.seed == 2:

@@ -17,6 +17,7 @@ LENGTH = ("trainer.max_epochs=2", "trainer.limit_train_batches=6")
 TWO_EPOCHS, TWO_SMALL = (*SHORT, *LENGTH), (*SMALL, *LENGTH)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, target", [("params", 0.3), ("params", 0.5), ("params", 0.8), ("macs", 0.5)]
 )
@@ -32,6 +33,7 @@ def test_a_short_run_hits_its_target(command, tmp_path, name, target):
     assert f"sparsity of {name}, {target} asked for" in result.out
 
 
+@pytest.mark.slow
 def test_what_a_run_with_a_target_logs(command, tmp_path):
     arguments = (
         "target_sparsity=0.6",
@@ -135,6 +137,7 @@ def test_going_on_to_a_higher_target_keeps_the_gates(command, tmp_path):
     assert_one_line(lower, "target_sparsity=0.3", f"{reached:.4f}", "keep_gates=false")
 
 
+@pytest.mark.slow
 def test_cut_and_trained_on_in_one_command(command, tmp_path):
     arguments = ("target_sparsity=0.5", "cost=macs", "gate_reductions=true", "finetune_epochs=1")
     result = command("train.py", *TWO_EPOCHS, *arguments, f"output_dir={tmp_path}")
@@ -143,6 +146,7 @@ def test_cut_and_trained_on_in_one_command(command, tmp_path):
     assert 1 - cut["macs"] / cut["dense_macs"] == pytest.approx(0.5, abs=0.01)
 
 
+@pytest.mark.slow
 def test_gates_on_reductions_reach_95_percent(command, tmp_path):
     arguments = ("target_sparsity=0.95", "cost=params", "gate_reductions=true")
     result = command("train.py", *TWO_EPOCHS, *arguments, f"output_dir={tmp_path}")

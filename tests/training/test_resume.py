@@ -13,6 +13,8 @@ from forked import Forked
 
 from sparsereg.checkpoint import read_checkpoint
 
+pytestmark = pytest.mark.slow
+
 RUN = (  # everything that has a state: noise, shuffling, augmentation, momentum, two schedules
     "data=digits",
     "data.batch_size=32",
@@ -97,7 +99,6 @@ def resume_and_kill(last: Path, new: Path) -> None:
     assert process.end() == -signal.SIGKILL
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_killed_and_resumed_is_bit_identical(command, tmp_path, variant):
     """SIGKILL between two checkpoints; once more before the resumed run has completed an epoch."""
@@ -189,7 +190,6 @@ def test_stopped_in_the_first_epoch(command, tmp_path):
         )
 
 
-@pytest.mark.slow
 def test_distributed_run_stopped_by_a_signal(tmp_path):
     distributed = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
     arguments = ("data=digits", "trainer.limit_train_batches=4", "trainer.max_epochs=50")

@@ -21,11 +21,13 @@ def tracked(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_csv_and_tensorboard_stay(tracked):
     names = {path.name.split(".")[0] for path in run_folder(tracked).iterdir()}
     assert names == {"checkpoints", "config", "events", "hparams", "metrics", "qz_loga", "summary"}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's use of SQLAlchemy
 def test_mlflow_has_settings_curves_and_results(tracked):
     from mlflow import MlflowClient
@@ -46,6 +48,7 @@ def values(records: bytes, key: str) -> list:
     return [json.loads(records[start + 1 : start + 1 + records[start]]) for start in starts]
 
 
+@pytest.mark.slow
 def test_wandb_has_settings_curves_and_results(tracked):
     [file] = tracked.glob("wandb/offline-run-*/*.wandb")
     records = file.read_bytes()

@@ -15,6 +15,7 @@ from sparsereg.checkpoint import read_checkpoint
 from sparsereg.model.basic_l0_blocks import prob_nonzero
 
 
+@pytest.mark.slow
 def test_contract(command, tmp_path):
     """No gates, resume, gates from scratch, new gates on trained weights, test: word for word."""
     short = (*SHORT, f"output_dir={tmp_path}")
@@ -46,6 +47,7 @@ def test_contract(command, tmp_path):
     assert read_checkpoint(checkpoint_path(tmp_path, 1))["epoch"] == 1
 
 
+@pytest.mark.slow
 def test_pretrained_weights_get_new_gates(command, trained, tmp_path):
     """θ comes from the checkpoint, the gates from droprate_init, whether it was gated or not."""
     for name in ("ungated", "gated"):
@@ -170,6 +172,7 @@ def test_load_in_one_line(trained):
     assert len(data["mean"]) == len(data["std"]) == 3
 
 
+@pytest.mark.slow
 def test_multirun_runs_every_job_and_reports_the_failure(tmp_path):
     result = run_process(
         "train.py",
@@ -185,6 +188,7 @@ def test_multirun_runs_every_job_and_reports_the_failure(tmp_path):
     assert checkpoint_path(tmp_path, 1).exists(), "the job after the failed one has run"
 
 
+@pytest.mark.slow
 def test_distributed(tmp_path):
     """Two processes: different noise, the same weights, one set of metrics."""
     probe = "sparsereg_probe"
@@ -223,6 +227,7 @@ def test_distributed(tmp_path):
     assert read_checkpoint(checkpoint_path(tmp_path))["global_step"] == 3
 
 
+@pytest.mark.slow
 def test_progress_bar_shows_the_gates(tmp_path):
     arguments = [a for a in SMALL if "progress_bar" not in a]
     terminal = {**os.environ, "COLUMNS": "160", "TERM": "xterm"}
