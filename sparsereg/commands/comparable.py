@@ -14,9 +14,13 @@ LEFT_OUT = {  # what a run shows and where things lie
 OF_GATES = {  # without meaning when there are none
     *("lambda_warmup", "cost", "target_sparsity", "target_warmup", "settle_epochs", "dual_lr"),
     *("min_open_channels", "gate_reductions", "keep_gates", "droprate_init", "gate_lr"),
+    "loga_bounds",
     *("round_to", "model.gate_reductions", "model.droprate_init", "model.temperature"),
-    "model.sampling",
+    *("model.sampling", "model.gate_inputs"),
 }
+
+
+BY_LAYER = ("lambda_l0", "target_sparsity")  # a number, or {pattern of layers: number}
 
 
 def reported_settings(config: dict) -> dict[str, Any]:
@@ -50,7 +54,9 @@ def flatten(config: dict, prefix: str = "") -> dict[str, Any]:
     """{dotted key: value}; `optimizer._target_` becomes `optimizer`, the last part of its name."""
     flat = {}
     for key, value in config.items():
-        if isinstance(value, dict):
+        if prefix + key in BY_LAYER and isinstance(value, dict):
+            flat[key] = ", ".join(f"{layers}: {each}" for layers, each in value.items())
+        elif isinstance(value, dict):
             flat |= flatten(value, f"{prefix}{key}.")
         elif key == "_target_":
             flat[prefix.removesuffix(".")] = str(value).rpartition(".")[2]

@@ -28,6 +28,7 @@ KEPT = (
     "scheduler",
     "gate_lr",
     "min_open_channels",
+    "loga_bounds",
     *TARGET,
 )  # by a resumed run
 

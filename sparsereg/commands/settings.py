@@ -13,7 +13,7 @@ from sparsereg.commands.checks import check_finetuning, check_gates
 from sparsereg.errors import UserError
 from sparsereg.files import check_checkpoint_file
 
-COSTS = ("channels", "params", "macs")
+COSTS = ("channels", "params", "macs", "weights")
 ACTIVATIONS = ("relu", "leakyrelu", "gelu", "tanh")
 SAMPLING = ("per_sample", "per_batch")
 LIBRARIES = ("sparsereg", "torchvision", "timm")
@@ -44,6 +44,17 @@ def is_text(value: Any) -> bool:
 
 def is_list_of(check: Callable[[Any], bool], value: Any) -> bool:
     return OmegaConf.is_list(value) and all(check(item) for item in value)
+
+
+def by_layer(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """A check of one value, or of that for each of some patterns of layer names."""
+
+    def check_all(value: Any) -> bool:
+        if not OmegaConf.is_dict(value):
+            return check(value)
+        return len(value) > 0 and all(map(check, value.values()))
+
+    return check_all
 
 
 def is_batch_limit(value: Any) -> bool:
@@ -84,12 +95,12 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {  # key: check, what is 
     "ckpt_path": TEXT_OR_NULL,
     "resume_training": BOOL,
     "without_using_gate": BOOL,
-    "lambda_l0": NOT_NEGATIVE,
+    "lambda_l0": (by_layer(NOT_NEGATIVE[0]), "a number of at least 0, or {layers: number, …}"),
     "lambda_warmup": NOT_NEGATIVE,
     "cost": (OneOf(COSTS), "one of " + ", ".join(COSTS)),
     "target_sparsity": (
-        lambda v: v is None or (is_number(v) and 0 < v < 1),
-        "above 0 and below 1 (0.6 is 60 % less), or null",
+        lambda v: v is None or by_layer(INSIDE_0_1[0])(v),
+        "above 0 and below 1 (0.6 is 60 % less), {layers: such a number, …}, or null",
     ),
     "target_warmup": NOT_NEGATIVE_OR_NULL,
     "settle_epochs": NOT_NEGATIVE_OR_NULL,
@@ -99,6 +110,10 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {  # key: check, what is 
     "keep_gates": BOOL,
     "droprate_init": INSIDE_0_1,
     "gate_lr": POSITIVE_OR_NULL,
+    "loga_bounds": (
+        lambda v: v is None or (is_list_of(is_number, v) and len(v) == 2 and v[0] < v[1]),
+        "two numbers [low, high] with low < high, or null",
+    ),
     "finetune_epochs": COUNT_OR_0,
     "finetune_lr": POSITIVE_OR_NULL,
     "round_to": COUNT,
@@ -170,6 +185,7 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {  # key: check, what is 
     "trainer.use_distributed_sampler": (lambda v: v is False, "false"),
     "trainer.profiler": (OneOf((None, "simple", "advanced")), "simple, advanced or null"),
     "callbacks.checkpoints": GROUP_NEEDED,
+    "callbacks.checkpoints.evaluate": (OneOf(("best", "last")), "best or last"),
     "callbacks.finite_weights": GROUP_NEEDED,
     "callbacks.epoch_seed": GROUP_NEEDED,
     "callbacks.average_weights.decay": INSIDE_0_1,
