@@ -4,8 +4,8 @@ table 1, on MNIST.
     python -m experiments.lenet5                        # all rows, five seeds each
     python -m experiments.lenet5 paper best --seeds 1 2 --jobs 2 -- trainer.precision=bf16-mixed
 
-Runs lie in outputs/lenet5/ROW/seed_N. Started again, the command skips those that have finished, and
-the others go on from their last epoch. Words after `--` are settings of train.py for all of them.
+Runs lie in outputs/lenet5/ROW/seed_N. Started again, the command skips those that have finished,
+and the others go on from their last epoch. Words after `--` are settings of train.py for all.
 """
 
 import argparse
