@@ -8,6 +8,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from sparsereg.commands.settings import SETTINGS
+from sparsereg.commands.values import is_count, is_plain
 from sparsereg.errors import UserError
 from sparsereg.model.googlenet import GoogleNet
 from sparsereg.model.small_images import NETWORKS
@@ -16,14 +18,26 @@ from sparsereg.surgery.insert import place_gates
 # What a classifier alone needs: without the second classifiers of training
 ONE_HEAD = {"aux_logits": False, "init_weights": True}
 TORCHVISION = {"googlenet": ONE_HEAD, "inception_v3": ONE_HEAD}
+MOST_CLASSES = 1_000_000
 SECOND_HEADS = ("aux1.", "aux2.", "AuxLogits.")
 
 
 def rebuild(description: Mapping) -> nn.Module:
-    """The network of a checkpoint, with new weights, from the settings that it keeps."""
-    if "library" in description:
-        return new_network(**description)
-    return GoogleNet(**description)
+    """The network of a checkpoint, with new weights, from the settings that it keeps.
+
+    Raises:
+        UserError: one of them is unknown, or has no value that it may have.
+    """
+    settings = {key: value for key, value in description.items() if key != "pretrained"}
+    classes = settings.pop("num_classes", 10)
+    if not is_count(classes) or classes > MOST_CLASSES:
+        raise UserError(f"the checkpoint's network has {classes} classes")
+    for key, value in settings.items():
+        row = SETTINGS.get(f"model.{key}")
+        if row is None or not is_plain(value) or not row.check(value):
+            raise UserError(f"the checkpoint's network has {key}={value}")
+    make = new_network if "library" in settings else GoogleNet
+    return make(num_classes=classes, **settings)
 
 
 def new_network(
@@ -37,8 +51,10 @@ def new_network(
     sampling: str = "per_sample",
     include: str | Sequence[str] = "*",
     exclude: str | Sequence[str] = (),
+    gate_inputs: str | Sequence[str] = (),
+    image_shape: Sequence[int] | None = None,
 ) -> nn.Module:
-    """An image classifier, (N, 3, H, W) -> logits (N, num_classes), with gates where they remove
+    """An image classifier, (N, C, H, W) -> logits (N, num_classes), with gates where they remove
     channels (`insert_gates`).
 
     Args:
@@ -47,31 +63,36 @@ def new_network(
         pretrained: file with the weights of the network without gates; those of the last layer only
             count if it has as many classes.
         without_using_gate: no gates at all.
-        droprate_init, temperature, sampling, include, exclude: see `insert_gates`.
+        droprate_init, temperature, sampling, include, exclude, gate_inputs: see `insert_gates`.
+        image_shape: (C, H, W) of the images; None: colour images, as checkpoints without it had.
 
     Raises:
         UserError: unknown name, weights that do not fit, or a network without places for gates.
     """
-    net = plain_network(library, name, num_classes)
+    net = plain_network(library, name, num_classes, image_shape)
     if pretrained is not None:
         load_pretrained(net, pretrained, num_classes)
     if without_using_gate:
         return net
-    gated, _ = place_gates(net, droprate_init, include, exclude, temperature, sampling)
+    settings = droprate_init, include, exclude, temperature, sampling, gate_inputs
+    gated, _ = place_gates(net, *settings)
     return gated
 
 
-def plain_network(library: str, name: str, num_classes: int) -> nn.Module:
+def plain_network(
+    library: str, name: str, num_classes: int, image_shape: Sequence[int] | None = None
+) -> nn.Module:
+    fitting = {} if image_shape is None else {"image_shape": image_shape}
     if library == "timm":
         timm = import_timm()
         check_name(library, name, timm.list_models())
-        return timm.create_model(name, pretrained=False, num_classes=num_classes)
+        return timm.create_model(name, num_classes=num_classes, in_chans=(image_shape or [3])[0])
     if library == "torchvision":
         check_name(library, name, torchvision.models.list_models(module=torchvision.models))
         settings = {"weights": None, "num_classes": num_classes, **TORCHVISION.get(name, {})}
         return torchvision.models.get_model(name, **settings)
     check_name(library, name, [*NETWORKS])
-    return NETWORKS[name](num_classes=num_classes)
+    return NETWORKS[name](num_classes, **fitting)
 
 
 def import_timm():
@@ -128,8 +149,9 @@ def check_takes(net: nn.Module, image_shape: tuple[int, int, int]) -> None:
     try:
         with torch.no_grad():
             net.eval()(torch.zeros(1, *image_shape))
-    except (RuntimeError, ValueError) as error:
-        size = "x".join(map(str, image_shape[1:]))
+    except (RuntimeError, ValueError, IndexError) as error:
+        channels, *sides = image_shape
+        size = "x".join(map(str, sides)) + ("" if channels == 3 else f" in {channels} channel(s)")
         raise UserError(f"the network cannot take images of {size}: {error}") from error
     finally:
         net.train(was_training)

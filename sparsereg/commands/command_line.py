@@ -15,9 +15,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from sparsereg.commands.hints import check_arguments, explain
+from sparsereg.commands.machine import is_first_process
 from sparsereg.commands.memory import keep_buffers
 from sparsereg.commands.overrides import CONFIG
 from sparsereg.commands.sweep import stop_jobs
+from sparsereg.errors import printable
 
 
 class Stopped(BaseException):
@@ -53,9 +55,8 @@ def run(task: Callable[[DictConfig], Any], config_name: str = "train") -> None:
         if message in failed:
             return
         failed.append(message)
-        rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_PROCID", "0"))
-        if rank == "0":  # once for all processes of a run
-            print(f"error: {message}", file=sys.stderr, flush=True)
+        if is_first_process():  # once for all processes of a run
+            print(f"error: {printable(message)}", file=sys.stderr, flush=True)
 
     def job(cfg: DictConfig) -> Any:
         if HydraConfig.get().mode == RunMode.MULTIRUN:  # perhaps in a process of its own
@@ -85,7 +86,16 @@ def run(task: Callable[[DictConfig], Any], config_name: str = "train") -> None:
             raise
         fail(message)
     if failed:
+        drop_unread_output()
         sys.exit(1)
+
+
+def drop_unread_output() -> None:
+    """Without a reader the interpreter would fail at its end, when it writes what is left."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def quieten() -> None:

@@ -3,6 +3,7 @@
 import difflib
 import errno
 import re
+import traceback
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -16,6 +17,7 @@ from sparsereg.errors import UserError
 FLAGS = ("--multirun", "-m", "--help", "-h", "--hydra-help", "--version")
 SWEEP_PLUGINS = ["joblib", "submitit_local", "submitit_slurm", "optuna"]
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+GONE = (errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EIO, errno.ESTALE)
 
 
 def explain(error: BaseException, config_name: str) -> str | None:
@@ -26,14 +28,35 @@ def explain(error: BaseException, config_name: str) -> str | None:
         return str(error)
     if type(error).__name__ == "MisconfigurationException":  # Lightning's, without its import
         return "trainer: " + " ".join(str(error).split())
+    if isinstance(error, BrokenPipeError):
+        return "who reads this output has gone (Broken pipe)"
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return f"{error.strerror}: {error.filename or 'output_dir'}; free some space"
+    if isinstance(error, OSError) and error.errno in GONE and error.filename:
+        return f"{error.strerror}: {error.filename}; has a folder been moved, or a disk taken away?"
+    if isinstance(error, RuntimeError) and "returned nan values" in str(error):
+        return f"trainer.detect_anomaly=true: {error} Lower optimizer.lr, gate_lr or lambda_l0"
+    if type(error).__name__ in ("DistStoreError", "DistNetworkError"):  # torch's, as above
+        return f"not all processes of the distributed run have answered: {error}"
+    if is_restoring(error):
+        reason = f"{type(error).__name__}: {error}"
+        return f"the training state of the checkpoint cannot be restored ({reason})"
     if isinstance(error, OverrideParseException):
         quoted = "KEY='\"VALUE\"'"
         return f"cannot read '{error.override}': quote a value with special characters, {quoted}"
     if isinstance(error, HydraException | OmegaConfBaseException):
         return explain_override(str(error), config_name)
     return None
+
+
+def is_restoring(error: BaseException) -> bool:
+    """Has Lightning failed at taking over the state that a checkpoint holds?"""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(
+        frame.filename.endswith("checkpoint_connector.py")
+        and frame.name.lstrip("_").startswith("restore")
+        for frame in frames
+    )
 
 
 def explain_override(text: str, config_name: str) -> str:

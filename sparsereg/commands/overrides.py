@@ -4,6 +4,7 @@ import functools
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -43,13 +44,8 @@ def refuse_other_groups(command: str, *allowed: str) -> None:
             raise UserError(f"{override}: the checkpoint knows it; {command} takes {names}")
 
 
-def quote(path: Path) -> str:
-    """A path as the value of an override, whatever characters it has."""
-    return "'" + str(path).replace("'", "\\'") + "'"
-
-
-def as_argument(path: Path) -> str:
-    """`ckpt_path=…` as it can be typed, whatever characters the path has."""
-    if re.fullmatch(r"[\w./~-]+", str(path)):
-        return f"ckpt_path={path}"
-    return shlex.quote(f'ckpt_path="{path}"')
+def as_argument(value: Any, key: str = "ckpt_path") -> str:
+    """`KEY=VALUE` as it can be typed, whatever characters a path has."""
+    if re.fullmatch(r"[\w./~-]+", str(value)):
+        return f"{key}={value}"
+    return shlex.quote(f'{key}="{value}"')

@@ -112,7 +112,7 @@ class InceptionBlock(nn.Module):
 
 
 class GoogleNet(nn.Module):
-    """Image classifier: `net(images)` maps (N, 3, H, W) to logits (N, num_classes).
+    """Image classifier: `net(images)` maps (N, C, H, W) to logits (N, num_classes).
 
     Args:
         num_classes: classes of the linear layer.
@@ -120,6 +120,7 @@ class GoogleNet(nn.Module):
         without_using_gate: build no gates at all; the state dict then has no `qz_loga`.
         gate_reductions: gates on the 1x1 reductions too, not only on the branches' outputs.
         droprate_init, temperature, sampling: see `L0Gate`.
+        image_shape: (C, H, W) of the images; only C matters.
 
     Raises:
         ValueError: an argument is outside its range.
@@ -134,6 +135,7 @@ class GoogleNet(nn.Module):
         droprate_init: float = 0.5,
         temperature: float = 2 / 3,
         sampling: str = "per_sample",
+        image_shape: Sequence[int] = (3, 32, 32),
     ):
         super().__init__()
         if act_fn_name not in ACTIVATIONS:
@@ -146,7 +148,7 @@ class GoogleNet(nn.Module):
         def gate(width):
             return L0Gate(width, droprate_init, temperature, sampling)
 
-        self.stem = conv_bn_act(3, STEM_CHANNELS, 3, act_fn_name)
+        self.stem = conv_bn_act(image_shape[0], STEM_CHANNELS, 3, act_fn_name)
         self.blocks = nn.ModuleDict()
         c_in = STEM_CHANNELS
         for number, (reduce, width) in enumerate(zip(REDUCE, WIDTHS, strict=True), start=1):

@@ -60,11 +60,17 @@ class ChannelShift(nn.Module):
 
 
 class ChannelSelect(nn.Module):
-    """Channel c of the output is channel `order[c]` of an (N, C, …) tensor; `order` has C' ≤ C."""
+    """Channel c of the output is channel `order[c]` of an (N, C, …) tensor; `order` has C' ≤ C.
 
-    def __init__(self, num_features: int):
+    Args:
+        num_features: C'.
+        positions: features of each channel, where it selects features of a flattened tensor.
+    """
+
+    def __init__(self, num_features: int, positions: int = 1):
         super().__init__()
-        self.num_features = num_features  # C'
+        self.num_features = num_features
+        self.positions = positions
         self.register_buffer("order", torch.arange(num_features))
 
     def forward(self, x: Tensor) -> Tensor:

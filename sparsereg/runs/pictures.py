@@ -1,6 +1,7 @@
 """Pictures of runs: accuracy against sparsity of many, and how the gates of one have closed."""
 
 import csv
+import io
 import math
 from collections.abc import Iterable
 from itertools import cycle
@@ -10,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sparsereg.commands.overrides import CONFIG
+from sparsereg.files import read_text
 from sparsereg.runs.records import Run
 from sparsereg.runs.table import Row
 
@@ -142,13 +144,11 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     Raises:
         ValueError: there are none, or one has fewer cells than the first line.
     """
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file)
-        found = []
-        for row in rows:
-            if None in row.values():
-                raise ValueError(f"{path.name}: line {rows.line_num} is cut off")
-            found.append(row)
+    rows, found = csv.DictReader(io.StringIO(read_text(path), newline="")), []
+    for row in rows:
+        if None in row.values():
+            raise ValueError(f"{path.name}: line {rows.line_num} is cut off")
+        found.append(row)
     if not found:
         raise ValueError(f"{path.name} has no rows")
     return found

@@ -101,7 +101,7 @@ def test_it_starts_without_torch(tmp_path):
     [
         ("runs=nowhere", ["runs=nowhere", "does not exist"]),
         ("runs=sparsereg/config", ["runs=sparsereg/config", "no run"]),
-        ("runs=null", ["runs=None", "a folder"]),
+        ("runs=null", ["runs=null", "a folder"]),
         ("runs=[]", ["runs=[]"]),
         ("runs=3", ["runs=3"]),
         ("runz=outputs", ["runz", "did you mean 'runs'?"]),
@@ -109,7 +109,7 @@ def test_it_starts_without_torch(tmp_path):
         ("data=digits", ["unknown setting 'data'"]),
         ("pictures=-1", ["pictures=-1"]),
         ("pictures=many", ["pictures=many"]),
-        ("out=null", ["out=None"]),
+        ("out=null", ["out=null"]),
         ("out=README.md", ["out=README.md cannot be written"]),
         ("results=3", ["results=3"]),
         ("results=nowhere", ["results=nowhere", "notes.yaml"]),
