@@ -17,15 +17,15 @@ on with what was stopped.
 import argparse
 import shutil
 import signal
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from experiments import resumable
+from experiments.resumable import ROOT, checkpoint, cut_network, is_finished, versions
 from sparsereg.errors import UserError
 from sparsereg.runs.pictures import read_csv
 
-ROOT = Path(__file__).parent.parent
 SIZES = ("params_0.64", "params_0.815", "params_0.39", "params_0.1", "macs_0.5")
 PEERS = tuple(f"{peer}_{size}" for size in SIZES for peer in ("magnitude", "random"))
 SCRATCH = ("scratch_0.25", "scratch_0.5", "scratch_1.0")
@@ -70,7 +70,7 @@ class Table:
         self.settings = settings
 
     def is_finished(self, row: str, seed: int) -> bool:
-        return any(map(is_finished, versions(self.folder / row / f"seed_{seed}")))
+        return is_finished(self.folder / row / f"seed_{seed}")
 
     def row(self, row: str, seed: int) -> None:
         kind, _, size = row.partition("_")
@@ -117,46 +117,9 @@ class Table:
         self.train(f"scratch_{weight}", seed, *settings)
 
     def train(self, name: str, seed: int, *settings: str) -> Path:
-        """The best checkpoint of the finished run; goes on with one that was stopped."""
+        """The best checkpoint of the finished run."""
         folder = self.folder / name / f"seed_{seed}"
-        if not self.is_finished(name, seed):
-            stopped = [run for run in versions(folder) if checkpoint(run, "last").exists()]
-            if stopped:
-                last = checkpoint(stopped[-1], "last")
-                settings = (f"ckpt_path={last.relative_to(ROOT)}", "resume_training=true")
-            else:
-                settings = (*settings, f"seed={seed}", *self.settings)
-            print(f"training {folder}{' on' if stopped else ''}", flush=True)
-            start_training(*settings, f"output_dir={folder}")
-        *_, run = filter(is_finished, versions(folder))
-        return checkpoint(run, "best").relative_to(ROOT)
-
-
-def versions(folder: Path) -> list[Path]:
-    runs = (ROOT / folder).glob("lightning_logs/version_*")
-    return sorted(runs, key=lambda run: int(run.name.removeprefix("version_")))
-
-
-def is_finished(run: Path) -> bool:
-    return (run / "summary.json").exists()
-
-
-def checkpoint(run: Path, name: str) -> Path:
-    return run / "checkpoints" / f"{name}.ckpt"
-
-
-def start_training(*settings: str) -> None:
-    command = [sys.executable, "train.py", *settings, "trainer.enable_progress_bar=false"]
-    done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    if done.returncode:
-        said = done.stderr.strip().splitlines()
-        raise UserError(said[-1] if said else f"train.py ended with {done.returncode}")
-
-
-def cut_network(path: Path) -> Path:
-    from sparsereg.export.formats import cut_file  # imports take seconds
-
-    return cut_file(ROOT / path).relative_to(ROOT)
+        return checkpoint(resumable.train(folder, *settings, f"seed={seed}", *self.settings))
 
 
 def cut_peer(method: str, start: Path, cost: str, sparsity: float, seed: int, file: Path) -> None:
@@ -170,10 +133,10 @@ def images_per_second(settings: list[str]) -> float:
     folder = Path("outputs/table/rate")
     shutil.rmtree(ROOT / folder, ignore_errors=True)
     few = [f"trainer.limit_{split}_batches={n}" for split, n in (("train", 24), ("val", 1))]
-    few += ["trainer.limit_test_batches=1", "trainer.max_epochs=1", f"output_dir={folder}"]
-    start_training(*MODERN, *settings, *few)
+    few += ["trainer.limit_test_batches=1", "trainer.max_epochs=1"]
+    resumable.start(folder, *MODERN, *settings, *few)
     [run] = versions(folder)
-    [rate] = [row["samples/s"] for row in read_csv(run / "metrics.csv") if row["samples/s"]]
+    [rate] = [row["samples/s"] for row in read_csv(ROOT / run / "metrics.csv") if row["samples/s"]]
     return float(rate)
 
 

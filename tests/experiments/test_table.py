@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from experiments import table
+from experiments import resumable, table
 from sparsereg.commands.checks import check_settings
 from sparsereg.commands.overrides import CONFIG
 
@@ -33,9 +33,10 @@ def trained(tmp_path, monkeypatch) -> dict[str, list[str]]:
         return path.with_name("best_compact") / "compact.pt"
 
     monkeypatch.setattr(table, "ROOT", tmp_path)
+    monkeypatch.setattr(resumable, "ROOT", tmp_path)
     monkeypatch.setattr(table, "cut_network", cut_network)
     monkeypatch.setattr(table, "cut_peer", lambda *settings: None)
-    monkeypatch.setattr(table.subprocess, "run", run)
+    monkeypatch.setattr(resumable.subprocess, "run", run)
     monkeypatch.setattr("sparsereg.commands.checks.check_checkpoint_file", lambda *names: None)
     return started
 
