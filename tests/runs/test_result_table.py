@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT, assert_one_line
+from run_folders import make_run
 
+from docs.figures import l_c0
+from sparsereg.runs.pictures import PUBLISHED as PUBLISHED_FILE
+from sparsereg.runs.pictures import read_csv
 from sparsereg.runs.records import Run, write_records
 from sparsereg.runs.result_table import HEADINGS, T, accuracy, find_results, result_table
 
@@ -102,3 +106,18 @@ def test_a_wrong_word_in_the_notes(command, results):
 def test_no_table_of_the_page_is_wider_than_nine_columns():
     lines = (ROOT / "docs" / "results.md").read_text(encoding="utf-8").splitlines()
     assert max(line.count("|") - 1 for line in lines if line.startswith("| ")) <= 9
+
+
+def test_curves_from_scratch_end_beside_the_published_points(tmp_path):
+    for weight in l_c0.PUBLISHED:
+        make_run(tmp_path / f"scratch_{weight}/seed_1/version_0", {"lambda_l0": weight})
+    stopped = make_run(tmp_path / "scratch_1.0/seed_1/version_1", {"lambda_l0": 1.0})
+    (stopped / "summary.json").unlink()
+    files = tmp_path / "scratch.csv", tmp_path / "l_c0.svg"
+    l_c0.main([str(tmp_path)], *files)
+    rows = read_csv(files[0])
+    assert [(row["step"], row["L_C0"]) for row in rows] == 3 * [("0", "0.8000"), ("10", "0.5000")]
+    lines = [line.get_xydata().tolist() for line in l_c0.draw(rows).axes[0].lines[:-1]]
+    assert lines[::2] == 3 * [[[0, 0.8], [10, 0.5]]]
+    ends = {float(row["L_C0"]) for row in read_csv(PUBLISHED_FILE) if row["L_C0"]}
+    assert {line[0][1] for line in lines[1::2]} == ends and files[1].exists()
