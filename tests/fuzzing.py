@@ -84,7 +84,9 @@ def mutate(content: Any, random_: random.Random) -> Any:
     """One to three places replaced, removed, doubled or renamed."""
     content = unfrozen(content)
     for _ in range(random_.randint(1, 3)):
-        *above, key = random_.choice(places(content) or [("",)])
+        if not (left := places(content)):
+            break
+        *above, key = random_.choice(left)
         parent = content
         for part in above:
             parent = parent[part]
@@ -301,6 +303,8 @@ def fuzz(mutations: int, seed: int, seconds: float = math.inf) -> tuple[Counter,
             finally:
                 watch.on = False
                 signal.alarm(0)
+            if number % 1000 == 999:
+                print(f"{number + 1} files, {len(wrong)} wrong", flush=True)
             if watch.seen:
                 wrong += [f"{number}, {kind}: {seen}" for seen in watch.seen]
                 watch.seen.clear()
