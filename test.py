@@ -20,7 +20,7 @@ def main(cfg: DictConfig) -> None:
     if cfg.ckpt_path is None:
         raise UserError("ckpt_path=… is needed, the checkpoint to test")
     refuse_other_groups("test.py", "ckpt_path", "data", "trainer", "matmul_precision", "flip_tta")
-    check_settings(cfg, typed())
+    check_settings(cfg, typed(), complete=False)
     with importing():  # takes seconds: only when the settings are right
         check_devices(cfg.trainer)
         import torch

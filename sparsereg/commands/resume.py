@@ -18,12 +18,21 @@ from sparsereg.commands.checks import check_settings
 from sparsereg.commands.comparable import differences, flatten
 from sparsereg.commands.machine import check_devices, is_first_process
 from sparsereg.commands.overrides import CONFIG, as_argument, group_of, key_of, typed
-from sparsereg.commands.settings import KEPT, SETTINGS, Role, roles_of, settings_with, to_plain
+from sparsereg.commands.settings import (
+    KEPT,
+    SETTINGS,
+    Role,
+    roles_of,
+    settings_that_need,
+    settings_with,
+    to_plain,
+)
 from sparsereg.commands.values import is_plain
 from sparsereg.errors import UserError, printable
 
 GROUPS = ("data", "model", "optimizer", "scheduler", "loss")  # of classes that a file may choose
-AVERAGED = "callbacks.average_weights"  # the one callback that a file may choose
+AVERAGED = "callbacks.average_weights"
+TAKEN = (AVERAGED, "callbacks.epoch_seed")  # the callbacks that a file has a say in
 
 
 def settings_of(checkpoint: dict, cfg: DictConfig, keys: tuple[str, ...] = ()) -> DictConfig:
@@ -78,7 +87,7 @@ def saved_settings(checkpoint: dict, keys: tuple[str, ...]) -> dict[str, Any]:
 
 
 def is_watching(key: str) -> bool:
-    return group_of_key(key) == "callbacks" and not key.startswith((AVERAGED, "callbacks.epoch_"))
+    return group_of_key(key) == "callbacks" and not key.startswith(TAKEN)
 
 
 def check_saved(key: str, value: Any) -> None:
@@ -86,7 +95,7 @@ def check_saved(key: str, value: Any) -> None:
     if not is_plain(value):
         raise UserError(f"the checkpoint's settings are not plain values: {key}={value}")
     row = SETTINGS.get(key)
-    is_class = key in (*GROUPS, "trainer") or key in (AVERAGED, "callbacks.epoch_seed")
+    is_class = key in (*GROUPS, "trainer") or key in TAKEN
     if row is None and not is_class:
         raise UserError(f"the checkpoint has a setting that this version does not know: {key}")
     if not is_class and not row.check(value):
@@ -215,7 +224,7 @@ def finetune_settings(cfg: DictConfig, cut: Path) -> DictConfig:
     if cfg.finetune_lr is not None:
         cfg.optimizer.lr = cfg.finetune_lr
     cfg.model = defaults.model  # not used: the network is as it was cut
-    asked_of_gates = {*settings_with(Role.NEEDS_GATES), *settings_with(Role.NEEDS_TARGET)}
+    asked_of_gates = [*settings_with(Role.NEEDS_GATES), *settings_that_need("target_sparsity")]
     for key in (*asked_of_gates, "resume_training", "finetune_epochs", "finetune_lr"):
         cfg[key] = defaults[key]
     cfg.ckpt_path, cfg.without_using_gate = str(cut), True

@@ -20,11 +20,11 @@ class Role(Flag):
     KEPT = auto()  # a resumed run keeps it
     OF_GATES = auto()  # without meaning when there are no gates
     NEEDS_GATES = auto()  # asks for something that only gates can do
-    NEEDS_TARGET = auto()
     UNSEEN = auto()  # what a run shows and where things lie: no column of a report
     NO_EFFECT = auto()  # leaves the result as it is: runs that differ in it are the same
     PATH = auto()  # the same file or folder, however it is written
     MACHINE = auto()  # where things lie, are logged or sent, and devices: never from a file
+    BY_LAYER = auto()  # one value for all layers, or {pattern of names: value}
     AGAIN = auto()  # the same, and the result depends on it: a resumed run needs it again
 
 
@@ -32,14 +32,15 @@ class Setting(NamedTuple):
     check: v.Check
     wanted: str
     roles: Role = Role.NONE
+    needs: str = ""  # the setting without which it means nothing
 
 
 STARTS, KEPT, PATH = Role.STARTS | Role.MACHINE, Role.KEPT, Role.PATH
 MACHINE = Role.MACHINE
 AGAIN = Role.AGAIN | MACHINE
-OF_GATES = Role.OF_GATES
+OF_GATES, BY_LAYER = Role.OF_GATES, Role.BY_LAYER
 NEEDS_GATES = Role.NEEDS_GATES | OF_GATES
-OF_TARGET = Role.NEEDS_TARGET | OF_GATES | KEPT
+OF_TARGET = (OF_GATES | KEPT, "target_sparsity")
 UNSEEN = Role.UNSEEN
 NO_EFFECT = Role.NO_EFFECT | UNSEEN
 
@@ -47,25 +48,30 @@ SETTINGS: dict[str, Setting] = {
     "ckpt_path": Setting(*v.TEXT_OR_NULL, STARTS | PATH | UNSEEN),  # a report says `start`
     "resume_training": Setting(*v.BOOL, STARTS | UNSEEN),
     "without_using_gate": Setting(*v.BOOL, UNSEEN),  # a report says so instead of lambda_l0
-    "lambda_l0": Setting(*v.NOT_NEGATIVE),
+    "lambda_l0": Setting(*v.by_layer(v.NOT_NEGATIVE), OF_GATES | BY_LAYER),
     "lambda_warmup": Setting(*v.NOT_NEGATIVE, NEEDS_GATES),
     "cost": Setting(*v.one_of(choices.COSTS), OF_GATES | KEPT),
     "target_sparsity": Setting(
-        v.or_null(v.INSIDE_0_1[0]),
-        "above 0 and below 1 (0.6 is 60 % less), or null",
-        NEEDS_GATES | KEPT,
+        v.or_null(v.by_layer(v.INSIDE_0_1)[0]),
+        "above 0 and below 1 (0.6 is 60 % less), {layers: such a number, …}, or null",
+        NEEDS_GATES | KEPT | BY_LAYER,
     ),
-    "target_warmup": Setting(*v.NOT_NEGATIVE_OR_NULL, OF_TARGET),
-    "settle_epochs": Setting(*v.NOT_NEGATIVE_OR_NULL, OF_TARGET),
-    "dual_lr": Setting(*v.POSITIVE_OR_NULL, OF_TARGET),
+    "target_warmup": Setting(*v.NOT_NEGATIVE_OR_NULL, *OF_TARGET),
+    "settle_epochs": Setting(*v.NOT_NEGATIVE_OR_NULL, *OF_TARGET),
+    "dual_lr": Setting(*v.POSITIVE_OR_NULL, *OF_TARGET),
     "min_open_channels": Setting(*v.COUNT_OR_0, OF_GATES | KEPT),
     "gate_reductions": Setting(*v.BOOL, NEEDS_GATES),
-    "keep_gates": Setting(*v.BOOL, NEEDS_GATES),
+    "keep_gates": Setting(*v.BOOL, NEEDS_GATES, "ckpt_path"),
     "droprate_init": Setting(*v.INSIDE_0_1, OF_GATES),
     "gate_lr": Setting(*v.POSITIVE_OR_NULL, OF_GATES | KEPT),
+    "loga_bounds": Setting(
+        v.or_null(v.is_interval),
+        "two numbers [low, high] with low < high, or null",
+        OF_GATES | KEPT,
+    ),
     "finetune_epochs": Setting(*v.COUNT_OR_0),
-    "finetune_lr": Setting(*v.POSITIVE_OR_NULL),
-    "round_to": Setting(*v.COUNT, OF_GATES),
+    "finetune_lr": Setting(*v.POSITIVE_OR_NULL, needs="finetune_epochs"),
+    "round_to": Setting(*v.COUNT, OF_GATES, "finetune_epochs"),
     "seed": Setting(*v.SEED),
     "flip_tta": Setting(*v.BOOL),
     "output_dir": Setting(*v.TEXT, NO_EFFECT | PATH | MACHINE),
@@ -83,10 +89,10 @@ SETTINGS: dict[str, Setting] = {
     "model.sampling": Setting(*v.one_of(choices.SAMPLING), OF_GATES),
     "model.library": Setting(*v.one_of(choices.LIBRARIES)),
     "model.name": Setting(v.is_text, "the name of a network"),
-    "model.pretrained": Setting(*v.TEXT_OR_NULL, STARTS),
-    "model.include": Setting(*v.PATTERNS),
-    "model.exclude": Setting(*v.PATTERNS),
-    "model.gate_inputs": Setting(*v.PATTERNS),
+    "model.pretrained": Setting(*v.TEXT_OR_NULL, STARTS | PATH),
+    "model.include": Setting(*v.PATTERNS, OF_GATES),
+    "model.exclude": Setting(*v.PATTERNS, OF_GATES),
+    "model.gate_inputs": Setting(*v.PATTERNS, OF_GATES),
     "data": Setting(*v.GROUP),
     "data.root": Setting(*v.TEXT, PATH | UNSEEN | AGAIN),
     "data.cache_dir": Setting(*v.TEXT_OR_NULL, PATH | NO_EFFECT | MACHINE),
@@ -101,14 +107,16 @@ SETTINGS: dict[str, Setting] = {
         v.or_null(lambda value: v.is_range(value, 1)),
         "null or two numbers [low, high] with 0 < low <= high <= 1",
     ),
-    "data.crop_ratio": Setting(v.is_range, "two numbers [low, high] with 0 < low <= high"),
+    "data.crop_ratio": Setting(
+        v.is_range, "two numbers [low, high] with 0 < low <= high", needs="data.crop_scale"
+    ),
     "data.crop_padding": Setting(*v.COUNT_OR_0),
     "data.cutout": Setting(*v.COUNT_OR_0),
     "loss": Setting(*v.GROUP),
     "loss.label_smoothing": Setting(*v.FROM_0_BELOW_1),
     "loss.teacher": Setting(*v.TEXT_OR_NULL, PATH | AGAIN),
-    "loss.teacher_weight": Setting(*v.SHARE),
-    "loss.teacher_temperature": Setting(*v.POSITIVE),
+    "loss.teacher_weight": Setting(*v.SHARE, needs="loss.teacher"),
+    "loss.teacher_temperature": Setting(*v.POSITIVE, needs="loss.teacher"),
     "optimizer": Setting(*v.GROUP, KEPT),
     "optimizer.lr": Setting(*v.POSITIVE),
     "optimizer.weight_decay": Setting(*v.NOT_NEGATIVE),
@@ -154,6 +162,7 @@ SETTINGS: dict[str, Setting] = {
     "callbacks": Setting(*v.GROUP),
     "callbacks.*": Setting(*v.GROUP_OR_NULL, UNSEEN),
     "callbacks.checkpoints": Setting(*v.GROUP, UNSEEN),
+    "callbacks.checkpoints.evaluate": Setting(*v.one_of(("best", "last"), "best or last")),
     "callbacks.finite_weights": Setting(*v.GROUP, UNSEEN),
     "callbacks.epoch_seed": Setting(*v.GROUP, UNSEEN),
     "callbacks.epoch_seed.seed": Setting(*v.SEED, UNSEEN),
@@ -184,6 +193,11 @@ def roles_of(key: str) -> Role:
 def settings_with(role: Role) -> list[str]:
     """The settings that have a role, in the order of the table."""
     return [key for key, setting in SETTINGS.items() if role in setting.roles]
+
+
+def settings_that_need(key: str) -> list[str]:
+    """The settings that mean nothing without another."""
+    return [name for name, setting in SETTINGS.items() if setting.needs == key]
 
 
 def to_plain(cfg: DictConfig) -> dict[str, Any]:

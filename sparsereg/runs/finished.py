@@ -6,7 +6,6 @@ No torch here: a job with nothing to do ends within a second.
 from collections.abc import Iterator
 from pathlib import Path
 
-import yaml
 from omegaconf import DictConfig
 
 from sparsereg.commands.comparable import comparable
@@ -65,6 +64,6 @@ def finished_runs(root: Path) -> Iterator[tuple[Path, dict, dict]]:
     for folder in sorted(ended, key=lambda folder: int(number(folder)), reverse=True):
         try:
             results = read_json(folder / "summary.json")
-            yield folder, started_with(read_config(folder)), results
-        except (OSError, ValueError, yaml.YAMLError):
+            yield folder, started_with(read_config(folder), folder, [root]), results
+        except (OSError, ValueError):
             continue  # what it was, or how it ended, cannot be read: it does not count

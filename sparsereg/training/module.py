@@ -55,8 +55,8 @@ class L0Module(pl.LightningModule):
         if objective is not None:  # modules: their buffers move along, and λ is in checkpoints
             self.expected_cost = objective.expected_cost
             self.constraint = objective.constraint
-            cost_of = objective.expected_cost.forward
-            self.train_cost = compiled(cost_of) if compile else cost_of
+            self.layer_cost = objective.layer_cost
+            self.train_costs = compiled(objective.costs) if compile else objective.costs
         self.flip_tta = flip_tta
         self.record = record
         self.train_acc = MulticlassAccuracy(num_classes, average="micro")
@@ -83,14 +83,27 @@ class L0Module(pl.LightningModule):
         return loss
 
     def penalty(self, qz_loga: Tensor) -> Tensor:
-        """λ · E[cost], (), logged."""
-        expected = self.train_cost(self.prob_open(qz_loga))
-        lambda_l0 = self.weight_of_cost()
-        self.log("L_C0", expected["channels"], on_step=True, prog_bar=True)
-        sparsity = {f"expected_sparsity/{name}": 1 - e for name, e in expected.items()}
-        self.log_dict({"lambda_l0": lambda_l0, **sparsity}, on_step=True)
-        self.expected = expected[self.objective.cost].detach()
-        return lambda_l0 * expected[self.objective.cost]
+        """λ · E[cost], summed over layers that have their own, (); logged."""
+        costs, self.expected = self.train_costs(self.prob_open(qz_loga))
+        lambda_l0 = self.weight_of_cost().to(self.expected.device)
+        weighed = lambda_l0 * self.expected
+        self.expected = self.expected.detach()
+        self.log_gates(costs, lambda_l0)
+        return weighed.sum()
+
+    def log_gates(self, costs: dict[str, Tensor], lambda_l0: Tensor) -> None:
+        """In the steps that loggers write, and for the line of an epoch in its last: Lightning
+        takes milliseconds for them, as a small network for the step."""
+        is_logged = (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0
+        if not is_logged and not self.trainer.is_last_batch:
+            return
+        weights = {"lambda_l0": lambda_l0}
+        if self.layer_cost is not None:
+            names = [f"lambda_l0/{pattern}" for pattern in self.layer_cost.patterns]
+            weights = dict(zip(names, lambda_l0, strict=True))
+        sparsity = {f"expected_sparsity/{name}": 1 - e for name, e in costs.items()}
+        self.log("L_C0", costs["channels"], on_step=True, prog_bar=True)
+        self.log_dict(weights | sparsity, on_step=True)
 
     def prob_open(self, qz_loga: Tensor) -> Tensor:
         """P(z ≠ 0) of each gate, (gates,)."""
@@ -130,9 +143,11 @@ class L0Module(pl.LightningModule):
 
     def evaluation_step(self, batch: Batch, split: str, accuracy: MulticlassAccuracy) -> None:
         images, labels = batch
-        logits = self.net(images)
-        if self.flip_tta:
-            logits = (logits + self.net(images.flip(-1))) / 2
+        # as test.py computes it, whatever the precision of the training steps
+        with torch.autocast(images.device.type, enabled=False):
+            logits = self.net(images)
+            if self.flip_tta:
+                logits = (logits + self.net(images.flip(-1))) / 2
         accuracy.update(logits, labels)
         loss = F.cross_entropy(logits, labels)
         self.log(f"{split}_loss", loss, batch_size=len(labels), sync_dist=True)

@@ -41,7 +41,7 @@ def test_the_average(tmp_path):
         10,
         lambda groups: torch.optim.Adam(groups, lr=0.01),
         lambda optimizer, steps: torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0),
-        objective=GateObjective(ExpectedCost(net, (3, 16, 16))),
+        objective=GateObjective(net, ExpectedCost(net, (3, 16, 16))),
     )
     watch, average = Watch(), AverageWeights(DECAY)
     trainer = pl.Trainer(

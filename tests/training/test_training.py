@@ -257,3 +257,18 @@ def test_test_from_another_folder(command, monkeypatch, tmp_path):
     path = checkpoint_path(tmp_path / "out")
     result = command("test.py", f"ckpt_path={path}", "trainer=cpu")
     assert result.code == 0, result.err
+
+
+def test_accuracies_are_those_of_float32(monkeypatch):
+    """What a run in bfloat16 says of its network is what test.py says, anywhere."""
+    from sparsereg.training.module import L0Module
+
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
+    module = L0Module(net, 3, None, None)
+    logged = {}
+    monkeypatch.setattr(module, "log", lambda name, value, **how: logged.update({name: value}))
+    images, labels = torch.randn(8, 3, 2, 2), torch.arange(8) % 3
+    with torch.autocast("cpu", torch.bfloat16):
+        module.test_step((images, labels), 0)
+    exact = torch.nn.functional.cross_entropy(net(images), labels)
+    assert logged["test_loss"].dtype == torch.float32 and torch.equal(logged["test_loss"], exact)
