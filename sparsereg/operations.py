@@ -9,7 +9,7 @@ from torchvision.ops import StochasticDepth
 
 from sparsereg.errors import UserError
 from sparsereg.model.basic_l0_blocks import L0Gate
-from sparsereg.model.layers import BatchNorm, ChannelScale, ChannelSelect, ChannelShift
+from sparsereg.model.layers import BatchNorm, ChannelScale, ChannelSelect, ChannelShift, MaxPool
 from sparsereg.trace_errors import place_of
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, BatchNorm)
@@ -30,7 +30,7 @@ UNFLATTEN = "unflatten"  # (N, C) to (N, C, 1, 1)
 
 MODULES = {
     **dict.fromkeys((nn.ReLU, nn.LeakyReLU, nn.Identity, nn.Dropout, nn.Dropout2d), SCALE),
-    **dict.fromkeys((nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, ChannelScale), SCALE),
+    **dict.fromkeys((nn.MaxPool2d, MaxPool, nn.AvgPool2d, nn.AdaptiveAvgPool2d, ChannelScale), SCALE),
     **dict.fromkeys((nn.AdaptiveMaxPool2d, nn.ZeroPad2d, StochasticDepth), SCALE),
     **dict.fromkeys((nn.GELU, nn.Tanh, nn.SiLU, nn.ELU, nn.ReLU6, nn.Hardswish, nn.Mish), ZERO),
     **dict.fromkeys((nn.Sigmoid, nn.Hardsigmoid), CONSTANT),
