@@ -11,6 +11,7 @@ import re
 import shlex
 import shutil
 import tomllib
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -126,9 +127,9 @@ def check_module(module: str, arguments: list[str]) -> None:
     elif module == "benchmarks.tables":
         assert all((ROOT / argument).exists() for argument in arguments)
     elif module.startswith("experiments."):
-        with patch.object(argparse.ArgumentParser, "parse_args", parse_and_stop):
-            with pytest.raises(TorchIsNext):
-                importlib.import_module(module).main(arguments)
+        parsing = patch.object(argparse.ArgumentParser, "parse_args", parse_and_stop)
+        with parsing, pytest.raises(TorchIsNext):
+            importlib.import_module(module).main(arguments)
     else:
         assert not arguments
 
