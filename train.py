@@ -26,6 +26,7 @@ from sparsereg.commands.resume import (
     run_settings,
 )
 from sparsereg.commands.settings import to_plain
+from sparsereg.errors import printable
 from sparsereg.runs.finished import finished_run, is_finished
 
 OBJECTIVE = (  # the settings of what is asked of gates
@@ -55,6 +56,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict:
         from sparsereg.checkpoint import load_weights, read_checkpoint
         from sparsereg.export.formats import cut_file
         from sparsereg.runs.folder import claim_version
+        from sparsereg.training.guards import strategy_of
         from sparsereg.training.loggers import new_loggers
         from sparsereg.training.module import L0Module
         from sparsereg.training.monitors import ProgressBar
@@ -97,6 +99,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict:
         callbacks=callbacks,
         logger=new_loggers(cfg, version),
         plugins=[AtomicCheckpointIO()],
+        strategy=strategy_of(cfg),
     )
     start = time.perf_counter()
     resume_from = cfg.ckpt_path if cfg.resume_training else None
@@ -112,7 +115,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict:
         cut = cut_file(last, cfg.round_to) if trainer.is_global_zero else None
         cut = trainer.strategy.broadcast(cut)
         if trainer.is_global_zero:
-            print(f"cut {last} to {cut}, which is now trained on", flush=True)
+            print(printable(f"cut {last} to {cut}, which is now trained on"), flush=True)
         return train(finetune_settings(cfg, cut), [])
     return results
 

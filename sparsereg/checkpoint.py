@@ -193,7 +193,7 @@ def new_network(checkpoint: dict) -> nn.Module:
         raise UserError(f"the checkpoint describes no network ({reason})") from error
 
 
-def load(path: str | Path) -> nn.Module:
+def load(path: str | Path, key: str = "ckpt_path") -> nn.Module:
     """The network of a checkpoint or compact file, in eval mode on the CPU.
 
     `net(images)` gives logits. Images are (N, C, H, W), scaled to [0, 1] and normalised with the
@@ -203,7 +203,7 @@ def load(path: str | Path) -> nn.Module:
     Raises:
         UserError: see `read_checkpoint`.
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(path, key)
     net = new_network(checkpoint)
     load_weights(net, checkpoint)
     if is_compact(checkpoint):

@@ -127,8 +127,8 @@ def check_module(module: str, arguments: list[str]) -> None:
     elif module == "benchmarks.tables":
         assert all((ROOT / argument).exists() for argument in arguments)
     elif module.startswith("experiments."):
-        parsing = patch.object(argparse.ArgumentParser, "parse_args", parse_and_stop)
-        with parsing, pytest.raises(TorchIsNext):
+        stop = patch.object(argparse.ArgumentParser, "parse_args", parse_and_stop)
+        with stop, pytest.raises(TorchIsNext):
             importlib.import_module(module).main(arguments)
     else:
         assert not arguments

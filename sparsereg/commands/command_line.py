@@ -75,7 +75,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str = "train") -> None:
                 raise  # in a sweep the other jobs go on, see sweep.py
 
     try:
-        check_arguments(sys.argv[1:], config_name)
+        sys.argv[1:] = check_arguments(sys.argv[1:], config_name)
         hydra.main(version_base="1.3", config_path=str(CONFIG), config_name=config_name)(job)()
     except Stopped as stopped:
         stop_jobs()

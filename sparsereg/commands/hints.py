@@ -16,6 +16,7 @@ from sparsereg.errors import UserError
 
 FLAGS = ("--multirun", "-m", "--help", "-h", "--hydra-help", "--version")
 SWEEP_PLUGINS = ["joblib", "submitit_local", "submitit_slurm", "optuna"]
+SWEEPER = re.compile("/hydra_plugins/|/core_plugins/basic_sweeper|/core_plugins/basic_launcher")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 GONE = (errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EIO, errno.ESTALE)
 
@@ -38,6 +39,8 @@ def explain(error: BaseException, config_name: str) -> str | None:
         return f"trainer.detect_anomaly=true: {error} Lower optimizer.lr, gate_lr or lambda_l0"
     if type(error).__name__ in ("DistStoreError", "DistNetworkError"):  # torch's, as above
         return f"not all processes of the distributed run have answered: {error}"
+    if is_sweeping(error):
+        return f"the sweep cannot start: {type(error).__name__}: {error}"
     if is_restoring(error):
         reason = f"{type(error).__name__}: {error}"
         return f"the training state of the checkpoint cannot be restored ({reason})"
@@ -51,12 +54,18 @@ def explain(error: BaseException, config_name: str) -> str | None:
 
 def is_restoring(error: BaseException) -> bool:
     """Has Lightning failed at taking over the state that a checkpoint holds?"""
-    frames = traceback.extract_tb(error.__traceback__)
     return any(
         frame.filename.endswith("checkpoint_connector.py")
         and frame.name.lstrip("_").startswith("restore")
-        for frame in frames
+        for frame in traceback.extract_tb(error.__traceback__)
     )
+
+
+def is_sweeping(error: BaseException) -> bool:
+    """Has a sweeper or a launcher failed, and none of the jobs?"""
+    frames = traceback.extract_tb(error.__traceback__)
+    in_plugin = any(SWEEPER.search(frame.filename.replace("\\", "/")) for frame in frames)
+    return in_plugin and not any(frame.name == "run_job" for frame in frames)
 
 
 def explain_override(text: str, config_name: str) -> str:
@@ -106,17 +115,24 @@ def known_settings(config_name: str) -> list[str]:
     return names
 
 
-def check_arguments(arguments: list[str], config_name: str) -> None:
-    """Refuse what Hydra would take without a word (`+misspelt=1`), or answer with a traceback."""
-    remaining = iter(arguments)
+def check_arguments(arguments: list[str], config_name: str) -> list[str]:
+    """The arguments, flags first, as Hydra wants them.
+
+    Raises:
+        UserError: Hydra would take it without a word (`+misspelt=1`), or answer with a traceback.
+    """
+    flags, overrides, remaining = [], [], iter(arguments)
     for argument in remaining:
         if argument in ("--cfg", "-c"):
-            next(remaining, None)  # job, hydra or all
+            flags += [argument, next(remaining, "job")]  # or hydra, all
         elif argument.startswith("-"):
             if argument not in FLAGS:
                 raise UserError(f"unknown option {argument}; settings are written KEY=VALUE")
+            flags.append(argument)
         else:
             check_argument(argument, config_name)
+            overrides.append(argument)
+    return flags + overrides
 
 
 def check_argument(argument: str, config_name: str) -> None:

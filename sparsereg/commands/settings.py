@@ -77,6 +77,7 @@ SETTINGS: dict[str, Setting] = {
     "output_dir": Setting(*v.TEXT, NO_EFFECT | PATH | MACHINE),
     "skip_finished": Setting(*v.BOOL, NO_EFFECT | MACHINE),
     "compile": Setting(*v.BOOL, MACHINE),
+    "wait_for_processes": Setting(*v.POSITIVE, NO_EFFECT | MACHINE),
     "matmul_precision": Setting(
         *v.one_of(("highest", "high", "medium"), "highest, high or medium")
     ),

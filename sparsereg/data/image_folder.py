@@ -70,7 +70,8 @@ class ImageFolder(ImageData):
         for part, images in parts.items():
             files = [file for name in classes for file in images[name]]
             labels = [label for label, name in enumerate(classes) for _ in images[name]]
-            print(f"decoding {len(files)} images of {self.root / part}, once", flush=True)
+            place = printable(self.root / part)
+            print(f"decoding {len(files)} images of {place}, once", flush=True)
             data[part] = LabelledImages(decode(files, self.image_size, bits), torch.tensor(labels))
         if "val" not in data:
             data["train"], data["val"] = split_classes(data["train"], self.val_fraction)

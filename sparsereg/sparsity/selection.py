@@ -11,7 +11,7 @@ from sparsereg.sparsity.cost import ExpectedCost
 
 GUARDED = -1.6  # ln α of a gate that is kept open: P(z ≠ 0) = 1/2 at β = 2/3
 OPEN, CLOSED = 6.0, -10.0  # ln α of settled gates, which draw hardly anything but 1, or 0
-CLOSE_ENOUGH = 0.001  # to a target, about one channel of GoogleNet
+CLOSE_ENOUGH = 0.001  # to a target, about one channel of GoogleNet; at most 1 % of what remains
 
 
 @torch.no_grad()
@@ -79,8 +79,9 @@ def close(
     by_count = range(len(candidates) + 1)
     first = bisect_right(by_count, target, key=lambda n: sparsity(candidates[:n])) - 1
     closed, too_much = candidates[:first], candidates[: first + 1]
+    enough = min(CLOSE_ENOUGH, 0.01 * (1 - target))
     for gate in candidates[first:]:
-        if target - sparsity(closed) <= CLOSE_ENOUGH:
+        if target - sparsity(closed) <= enough:
             break
         if sparsity([*closed, gate]) <= target:
             closed.append(gate)

@@ -2,17 +2,21 @@
 
 import signal
 import sys
+from datetime import timedelta
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from omegaconf import DictConfig
+from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
+from torch.distributed import default_pg_timeout, distributed_c10d
 from torch.nn.utils import get_total_norm
 
 from sparsereg.commands.command_line import Stopped, stop_on_signals
 from sparsereg.commands.overrides import as_argument
-from sparsereg.errors import UserError
+from sparsereg.errors import UserError, printable
 
 
 class EpochSeed(pl.Callback):
@@ -56,6 +60,28 @@ class FiniteWeights(pl.Callback):
         return f"the weights ({len(broken)} tensors, first {broken[0]}) are"
 
 
+class PatientDDP(DDPStrategy):
+    """Waits for the processes of a run to start, but not for ever: a node may never answer.
+
+    Once all are there, they have torch's own half an hour for each other.
+    """
+
+    def __init__(self, seconds: float):
+        super().__init__(timeout=timedelta(seconds=seconds))
+
+    def setup_distributed(self) -> None:
+        super().setup_distributed()
+        # torch has no public name to change the limit of a group that exists
+        distributed_c10d._set_pg_timeout(default_pg_timeout)
+
+
+def strategy_of(cfg: DictConfig) -> str | PatientDDP:
+    trainer = cfg.trainer
+    if trainer.strategy == "ddp" or trainer.num_nodes > 1:
+        return PatientDDP(cfg.wait_for_processes)
+    return trainer.strategy
+
+
 class StopOnSignals(pl.Callback):
     """Ctrl-C and SIGTERM end the run with exit code 130 or 143, and say how to go on; so do a disk
     or a folder that is gone.
@@ -79,14 +105,16 @@ class StopOnSignals(pl.Callback):
                 command = f"python train.py {as_argument(files.last)} resume_training=true"
             else:
                 command = f"python test.py {as_argument(files.best)}"
-            print(f"stopped; to go on: {command}", flush=True)
+            print(printable(f"stopped; to go on: {command}"), flush=True)
 
     def name_the_last_good(self, trainer: pl.Trainer) -> None:
         """The folder, the disk or the terminal is gone: say what is left."""
         last = trainer.checkpoint_callback.last
         if trainer.is_global_zero:
             moved = "" if last.exists() else ", wherever that lies now"
-            print(f"the last good checkpoint is {last}{moved}", file=sys.stderr, flush=True)
+            print(
+                printable(f"the last good checkpoint is {last}{moved}"), file=sys.stderr, flush=True
+            )
 
 
 class StillGates(pl.Callback):

@@ -6,6 +6,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from sparsereg.errors import UserError
@@ -59,9 +60,13 @@ class L0Module(pl.LightningModule):
             self.train_costs = compiled(objective.costs) if compile else objective.costs
         self.flip_tta = flip_tta
         self.record = record
-        self.train_acc = MulticlassAccuracy(num_classes, average="micro")
-        self.val_acc = MulticlassAccuracy(num_classes, average="micro")
-        self.test_acc = MulticlassAccuracy(num_classes, average="micro")
+        # none of them checks its arguments, for which a GPU would have to be waited for
+        self.train_loss = MeanMetric(nan_strategy="disable")
+        self.train_ce = MeanMetric(nan_strategy="disable")
+        settings = {"average": "micro", "validate_args": False}
+        self.train_acc = MulticlassAccuracy(num_classes, **settings)
+        self.val_acc = MulticlassAccuracy(num_classes, **settings)
+        self.test_acc = MulticlassAccuracy(num_classes, **settings)
         # constants, and BatchNorm statistics that on_validation_start shares: not to be sent to all
         # processes at every step
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
@@ -76,11 +81,14 @@ class L0Module(pl.LightningModule):
         ce = self.loss(images, logits, labels)
         loss = ce + self.penalty(qz_loga) if self.gated else ce
         self.train_acc.update(logits, labels)
-        per_epoch = {"train_loss": loss, "train_ce": ce, "train_acc": self.train_acc}
-        self.log_dict(
-            per_epoch, on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=True
-        )
+        for mean, value in ((self.train_loss, loss), (self.train_ce, ce)):
+            mean.update(value.detach(), len(labels))
         return loss
+
+    def on_train_epoch_end(self) -> None:  # not at every step: Lightning takes milliseconds for it
+        self.log_dict(
+            {name: getattr(self, name) for name in ("train_loss", "train_ce", "train_acc")}
+        )
 
     def penalty(self, qz_loga: Tensor) -> Tensor:
         """λ · E[cost], summed over layers that have their own, (); logged."""

@@ -160,7 +160,8 @@ class GateObjective:
         if self.layer_cost is None:
             return {"": self.expected_cost.sparsity(is_open)[self.cost]}
         costs = self.layer_cost(is_open.to(self.layer_cost.shares)).tolist()
-        return {p: 1 - c for p, c in zip(self.layer_cost.patterns, costs, strict=True)}
+        found = [round(1 - c, 6) for c in costs]  # in single precision: 0.95, not 0.9499999
+        return dict(zip(self.layer_cost.patterns, found, strict=True))
 
     def check_reach(self, net: nn.Module) -> None:
         """Raise UserError for a target that closing gates of `net` cannot lead to."""

@@ -138,7 +138,8 @@ def test_caches_of_other_sizes_and_folders_are_kept(root, tmp_path, monkeypatch)
     other, cache = tmp_path / "other", tmp_path / "cache"
     for part in ("train", "test"):
         for i in range(5):
-            write_image(other / part / "a" / f"{i}.png", seed=i)
+            for name in "ab":
+                write_image(other / part / name / f"{i}.png", seed=i)
     for folder, size in ((root, 8), (root, 16), (other, 8)):
         ready(folder, image_size=size, cache_dir=str(cache))
     counts = decoded(monkeypatch)

@@ -149,23 +149,6 @@ def test_checkpoints_hold_plain_types_only(trained):
     check(read_checkpoint(trained["gated"]), "checkpoint")
 
 
-def test_settings_of_a_checkpoint_cannot_call_code(command, trained, tmp_path):
-    (tmp_path / "evil.yaml").write_text("_target_: sqlite3.connect")
-    for override in (
-        "data._target_=os.system",
-        "output_dir=${oc.env:HOME}",
-        "+data.x=1",
-        f"data=../../../../../../../../../..{tmp_path}/evil",
-        f"hydra.searchpath=[file://{tmp_path}]",
-    ):
-        checkpoint = torch.load(trained["gated"], weights_only=True)
-        checkpoint["sparsereg"]["overrides"].append(override)
-        path = tmp_path / "hostile.ckpt"
-        torch.save(checkpoint, path)
-        result = command("test.py", f"ckpt_path={path}")
-        assert result.code == 1 and "not plain values" in result.err
-
-
 def test_load_refuses_other_files(tmp_path):
     (tmp_path / "text.ckpt").write_text("no checkpoint")
     torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
