@@ -33,6 +33,8 @@ def rebuild(description: Mapping) -> nn.Module:
     if not is_count(classes) or classes > MOST_CLASSES:
         raise UserError(f"the checkpoint's network has {classes} classes")
     for key, value in settings.items():
+        if key == "image_shape":
+            continue  # that of the data, which is_ours has checked
         row = SETTINGS.get(f"model.{key}")
         if row is None or not is_plain(value) or not row.check(value):
             raise UserError(f"the checkpoint's network has {key}={value}")
