@@ -36,7 +36,9 @@ def find_runs(roots: list[str]) -> list[Run]:
     for root in folders:
         if not root.exists():
             raise UserError(f"runs={root} does not exist; name a folder of runs, as runs=outputs")
-        files = sorted(root.glob("*.csv")) if root.is_dir() else [root]
+        files = [root]
+        if root.is_dir():
+            files = sorted(file for file in root.glob("*.csv") if not file.is_dir())
         found = [run for file in files for run in read_record(file)]
         found += read_folders(root, folders) if root.is_dir() else []
         runs += sorted(found, key=lambda run: natural(run.name))

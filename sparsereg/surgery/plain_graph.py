@@ -112,8 +112,8 @@ def shapes(description: dict, image_shape: list[int], classes: int) -> dict[str,
         net = build(description).eval()
         try:
             logits = Sizes(net).run(torch.empty(1, *image_shape))
-        except UserError:
-            raise
+        except UserError as error:
+            raise UserError(first_line(error)) from error  # fx appends where it was
         except Exception as error:
             reason = f"the network cannot take images of {image_shape}: {first_line(error)}"
             raise UserError(reason) from error
