@@ -45,7 +45,9 @@ def test_from_training_to_onnx(command, tmp_path):
     assert results["reached_sparsity"] == pytest.approx(0.4, abs=0.01)
     assert list(results["open_channels"]) == ["conv2", "fc1"]
     header = (run_folder(tmp_path) / "metrics.csv").read_text().splitlines()[0]
-    assert {"L_C0", "open_channels/conv2", "open_channels/fc1", "sparsity"} <= set(header.split(","))
+    assert {"L_C0", "open_channels/conv2", "open_channels/fc1", "sparsity"} <= set(
+        header.split(",")
+    )
 
     last = checkpoint_path(tmp_path)
     resume = ("resume_training=true", "trainer.max_epochs=2", f"output_dir={tmp_path}")
