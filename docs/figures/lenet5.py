@@ -43,7 +43,7 @@ def draw(net: nn.Module) -> Figure:
     filters = net.conv1.weight.detach()[:, 0]  # (filters, 5, 5)
     figure = Figure(figsize=(7.2, 2.6), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1.0, 1.35))
-    left.suptitle(f"the {len(filters)} first filters of 20")
+    left.suptitle(f"{len(filters)} of the 20 first filters")
     rows = -(-len(filters) // COLUMNS)
     axes = left.subplots(rows, COLUMNS, squeeze=False).flatten()
     limit = filters.abs().max().item()
