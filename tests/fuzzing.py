@@ -6,6 +6,7 @@ outside the file's folder is opened or written, no socket, no process.
 
 import argparse
 import copy
+import functools
 import json
 import math
 import os
@@ -15,13 +16,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 from torch import nn
 
 from sparsereg.checkpoint import load, read_checkpoint
@@ -118,6 +120,16 @@ def flip_bytes(content: bytes, random_: random.Random) -> bytes:
     return bytes(changed[: random_.randint(1, len(changed))] if random_.random() < 0.3 else changed)
 
 
+@functools.lru_cache
+def from_config(overrides: tuple[str, ...]) -> DictConfig:
+    return compose("train", overrides=[*overrides])
+
+
+def composed(config_name: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """As Hydra's, which takes longer than all the rest."""
+    return copy.deepcopy(from_config(tuple(overrides)))
+
+
 def small_net() -> nn.Module:
     conv = nn.Conv2d(3, 4, 3, stride=2, padding=1)
     head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
@@ -172,7 +184,8 @@ class Files:
         load(self.save(self.checkpoint, random_))
 
     def read_settings(self, random_: random.Random) -> None:
-        whole = self.checkpoint | {"sparsereg": self.checkpoint["sparsereg"] | {}}
+        whole = self.checkpoint | {"sparsereg": {**self.checkpoint["sparsereg"]}}
+        whole["state_dict"] = {}
         part = random_.choice(("config", "config", "overrides", "data"))
         whole["sparsereg"][part] = mutate(whole["sparsereg"][part], random_)
         path = self.folder / "file.pt"
@@ -220,7 +233,7 @@ class Files:
 def as_text(content: Any, name: str) -> bytes:
     if name.endswith("json"):
         return json.dumps(content, default=str).encode()
-    return yaml.dump(content).encode("utf-8", "replace")
+    return yaml.dump(content, Dumper=yaml.CDumper).encode("utf-8", "replace")
 
 
 KINDS: dict[str, Callable] = {
@@ -279,6 +292,7 @@ def fuzz(mutations: int, seed: int, seconds: float = math.inf) -> tuple[Counter,
     torch.manual_seed(seed)
     signal.signal(signal.SIGALRM, too_long)
     resume.typed = lambda: []  # nothing is typed here
+    resume.compose = composed
     end = time.monotonic() + seconds
     with (
         tempfile.TemporaryDirectory() as name,
