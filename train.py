@@ -25,8 +25,14 @@ from sparsereg.commands.resume import (
     finetune_settings,
     run_settings,
 )
+from sparsereg.commands.settings import to_plain
 from sparsereg.errors import printable
 from sparsereg.runs.finished import finished_run, is_finished
+
+OBJECTIVE = (  # the settings of what is asked of gates
+    *("cost", "lambda_l0", "lambda_warmup", "target_sparsity", "dual_lr", "target_warmup"),
+    *("settle_epochs", "gate_lr", "min_open_channels", "loga_bounds"),
+)
 
 
 def main(cfg: DictConfig) -> tuple[float, float]:
@@ -100,9 +106,9 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict:
     trainer.fit(module, data, ckpt_path=resume_from, weights_only=True)
     seconds = time.perf_counter() - start
 
-    best = trainer.checkpoint_callback.best
-    load_weights(net, read_checkpoint(best))
-    results = evaluate(trainer, module, data, best) | {"train_seconds": seconds}
+    evaluated = trainer.checkpoint_callback.evaluated
+    load_weights(net, read_checkpoint(evaluated))
+    results = evaluate(trainer, module, data, evaluated) | {"train_seconds": seconds}
     finish(trainer, cfg, results, runs / f"version_{version}")
     if cfg.finetune_epochs:
         last = trainer.checkpoint_callback.last  # the best may be from before its gates closed
@@ -129,8 +135,10 @@ def new_network(
         check_compact(checkpoint, cfg, overrides, data.classes)
         net, described = new_network(checkpoint), checkpoint["sparsereg"]["network"]
     else:
-        net = instantiate(cfg.model, num_classes=len(data.classes))
-        described = described | {"num_classes": len(data.classes)}
+        fitting = {"num_classes": len(data.classes), "image_shape": list(data.image_shape)}
+        if checkpoint is not None and "image_shape" not in checkpoint["sparsereg"]["network"]:
+            del fitting["image_shape"]  # an older one: its network has been built without
+        net, described = instantiate(cfg.model, **fitting), described | fitting
     check_takes(net, data.image_shape)
     if checkpoint is not None:
         load_weights(net, checkpoint, new_gates=not (cfg.resume_training or cfg.keep_gates))
@@ -139,24 +147,15 @@ def new_network(
 
 def new_objective(cfg: DictConfig, net: Any, image_shape: tuple[int, int, int]) -> Any:
     """What is asked of the gates: λ by hand, or a target."""
-    from sparsereg.sparsity.constraint import SparsityConstraint, check_reach
     from sparsereg.sparsity.cost import ExpectedCost
     from sparsereg.training.objective import GateObjective
 
-    expected_cost, constraint, target = ExpectedCost(net, image_shape), None, cfg.target_sparsity
-    if target is not None:
-        if not cfg.resume_training:
-            check_reach(target, cfg.cost, expected_cost, cfg.min_open_channels, net)
-        constraint = SparsityConstraint(target, cfg.dual_lr, cfg.target_warmup, cfg.settle_epochs)
-    return GateObjective(
-        expected_cost,
-        cost=cfg.cost,
-        lambda_l0=cfg.lambda_l0,
-        lambda_warmup=cfg.lambda_warmup,
-        constraint=constraint,
-        gate_lr=cfg.gate_lr,
-        min_open_channels=cfg.min_open_channels,
-    )
+    plain = to_plain(cfg)
+    settings = {key: plain[key] for key in OBJECTIVE}
+    objective = GateObjective(net, ExpectedCost(net, image_shape), **settings)
+    if not cfg.resume_training:
+        objective.check_reach(net)
+    return objective
 
 
 def cli() -> None:  # installed as sparsereg-train

@@ -56,6 +56,9 @@ def is_ours(checkpoint: object) -> bool:
         return False
     if not is_list_of(str, ours.get("overrides", [])) or not is_record_of_data(ours["data"]):
         return False
+    shape = ours["data"]["image_shape"]
+    if ours["network"].get("image_shape", shape) != shape:
+        return False
     return is_compact(checkpoint) or (isinstance(loops, dict) and "fit_loop" in loops)
 
 

@@ -33,6 +33,8 @@ def rebuild(description: Mapping) -> nn.Module:
     if not is_count(classes) or classes > MOST_CLASSES:
         raise UserError(f"the checkpoint's network has {classes} classes")
     for key, value in settings.items():
+        if key == "image_shape":
+            continue  # that of the data, which is_ours has checked
         row = SETTINGS.get(f"model.{key}")
         if row is None or not is_plain(value) or not row.check(value):
             raise UserError(f"the checkpoint's network has {key}={value}")
@@ -51,8 +53,10 @@ def new_network(
     sampling: str = "per_sample",
     include: str | Sequence[str] = "*",
     exclude: str | Sequence[str] = (),
+    gate_inputs: str | Sequence[str] = (),
+    image_shape: Sequence[int] | None = None,
 ) -> nn.Module:
-    """An image classifier, (N, 3, H, W) -> logits (N, num_classes), with gates where they remove
+    """An image classifier, (N, C, H, W) -> logits (N, num_classes), with gates where they remove
     channels (`insert_gates`).
 
     Args:
@@ -61,31 +65,36 @@ def new_network(
         pretrained: file with the weights of the network without gates; those of the last layer only
             count if it has as many classes.
         without_using_gate: no gates at all.
-        droprate_init, temperature, sampling, include, exclude: see `insert_gates`.
+        droprate_init, temperature, sampling, include, exclude, gate_inputs: see `insert_gates`.
+        image_shape: (C, H, W) of the images; None: colour images, as checkpoints without it had.
 
     Raises:
         UserError: unknown name, weights that do not fit, or a network without places for gates.
     """
-    net = plain_network(library, name, num_classes)
+    net = plain_network(library, name, num_classes, image_shape)
     if pretrained is not None:
         load_pretrained(net, pretrained, num_classes)
     if without_using_gate:
         return net
-    gated, _ = place_gates(net, droprate_init, include, exclude, temperature, sampling)
+    settings = droprate_init, include, exclude, temperature, sampling, gate_inputs
+    gated, _ = place_gates(net, *settings)
     return gated
 
 
-def plain_network(library: str, name: str, num_classes: int) -> nn.Module:
+def plain_network(
+    library: str, name: str, num_classes: int, image_shape: Sequence[int] | None = None
+) -> nn.Module:
+    fitting = {} if image_shape is None else {"image_shape": image_shape}
     if library == "timm":
         timm = import_timm()
         check_name(library, name, timm.list_models())
-        return timm.create_model(name, pretrained=False, num_classes=num_classes)
+        return timm.create_model(name, num_classes=num_classes, in_chans=(image_shape or [3])[0])
     if library == "torchvision":
         check_name(library, name, torchvision.models.list_models(module=torchvision.models))
         settings = {"weights": None, "num_classes": num_classes, **TORCHVISION.get(name, {})}
         return torchvision.models.get_model(name, **settings)
     check_name(library, name, [*NETWORKS])
-    return NETWORKS[name](num_classes=num_classes)
+    return NETWORKS[name](num_classes, **fitting)
 
 
 def import_timm():
@@ -143,7 +152,8 @@ def check_takes(net: nn.Module, image_shape: tuple[int, int, int]) -> None:
         with torch.no_grad():
             net.eval()(torch.zeros(1, *image_shape))
     except (RuntimeError, ValueError, IndexError) as error:
-        size = "x".join(map(str, image_shape[1:]))
+        channels, *sides = image_shape
+        size = "x".join(map(str, sides)) + ("" if channels == 3 else f" in {channels} channel(s)")
         raise UserError(f"the network cannot take images of {size}: {error}") from error
     finally:
         net.train(was_training)

@@ -60,7 +60,7 @@ def flatten(config: dict, prefix: str = "") -> dict[str, Any]:
         raise ValueError(f"settings are nested too deeply: {prefix}")
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and Role.BY_LAYER not in roles_of(prefix + key):
             flat |= flatten(value, f"{prefix}{key}.")
         elif key == "_target_":
             flat[prefix.removesuffix(".")] = str(value).rpartition(".")[2]

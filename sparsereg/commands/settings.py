@@ -24,6 +24,7 @@ class Role(Flag):
     NO_EFFECT = auto()  # leaves the result as it is: runs that differ in it are the same
     PATH = auto()  # the same file or folder, however it is written
     MACHINE = auto()  # where things lie, are logged or sent, and devices: never from a file
+    BY_LAYER = auto()  # one value for all layers, or {pattern of names: value}
     AGAIN = auto()  # the same, and the result depends on it: a resumed run needs it again
 
 
@@ -37,7 +38,7 @@ class Setting(NamedTuple):
 STARTS, KEPT, PATH = Role.STARTS | Role.MACHINE, Role.KEPT, Role.PATH
 MACHINE = Role.MACHINE
 AGAIN = Role.AGAIN | MACHINE
-OF_GATES = Role.OF_GATES
+OF_GATES, BY_LAYER = Role.OF_GATES, Role.BY_LAYER
 NEEDS_GATES = Role.NEEDS_GATES | OF_GATES
 OF_TARGET = (OF_GATES | KEPT, "target_sparsity")
 UNSEEN = Role.UNSEEN
@@ -47,13 +48,13 @@ SETTINGS: dict[str, Setting] = {
     "ckpt_path": Setting(*v.TEXT_OR_NULL, STARTS | PATH | UNSEEN),  # a report says `start`
     "resume_training": Setting(*v.BOOL, STARTS | UNSEEN),
     "without_using_gate": Setting(*v.BOOL, UNSEEN),  # a report says so instead of lambda_l0
-    "lambda_l0": Setting(*v.NOT_NEGATIVE, OF_GATES),
+    "lambda_l0": Setting(*v.by_layer(v.NOT_NEGATIVE), OF_GATES | BY_LAYER),
     "lambda_warmup": Setting(*v.NOT_NEGATIVE, NEEDS_GATES),
     "cost": Setting(*v.one_of(choices.COSTS), OF_GATES | KEPT),
     "target_sparsity": Setting(
-        v.or_null(v.INSIDE_0_1[0]),
-        "above 0 and below 1 (0.6 is 60 % less), or null",
-        NEEDS_GATES | KEPT,
+        v.or_null(v.by_layer(v.INSIDE_0_1)[0]),
+        "above 0 and below 1 (0.6 is 60 % less), {layers: such a number, …}, or null",
+        NEEDS_GATES | KEPT | BY_LAYER,
     ),
     "target_warmup": Setting(*v.NOT_NEGATIVE_OR_NULL, *OF_TARGET),
     "settle_epochs": Setting(*v.NOT_NEGATIVE_OR_NULL, *OF_TARGET),
@@ -63,6 +64,11 @@ SETTINGS: dict[str, Setting] = {
     "keep_gates": Setting(*v.BOOL, NEEDS_GATES, "ckpt_path"),
     "droprate_init": Setting(*v.INSIDE_0_1, OF_GATES),
     "gate_lr": Setting(*v.POSITIVE_OR_NULL, OF_GATES | KEPT),
+    "loga_bounds": Setting(
+        v.or_null(v.is_interval),
+        "two numbers [low, high] with low < high, or null",
+        OF_GATES | KEPT,
+    ),
     "finetune_epochs": Setting(*v.COUNT_OR_0),
     "finetune_lr": Setting(*v.POSITIVE_OR_NULL, needs="finetune_epochs"),
     "round_to": Setting(*v.COUNT, OF_GATES, "finetune_epochs"),
@@ -87,6 +93,7 @@ SETTINGS: dict[str, Setting] = {
     "model.pretrained": Setting(*v.TEXT_OR_NULL, STARTS | PATH),
     "model.include": Setting(*v.PATTERNS, OF_GATES),
     "model.exclude": Setting(*v.PATTERNS, OF_GATES),
+    "model.gate_inputs": Setting(*v.PATTERNS, OF_GATES),
     "data": Setting(*v.GROUP),
     "data.root": Setting(*v.TEXT, PATH | UNSEEN | AGAIN),
     "data.cache_dir": Setting(*v.TEXT_OR_NULL, PATH | NO_EFFECT | MACHINE),
@@ -156,6 +163,7 @@ SETTINGS: dict[str, Setting] = {
     "callbacks": Setting(*v.GROUP),
     "callbacks.*": Setting(*v.GROUP_OR_NULL, UNSEEN),
     "callbacks.checkpoints": Setting(*v.GROUP, UNSEEN),
+    "callbacks.checkpoints.evaluate": Setting(*v.one_of(("best", "last"), "best or last")),
     "callbacks.finite_weights": Setting(*v.GROUP, UNSEEN),
     "callbacks.epoch_seed": Setting(*v.GROUP, UNSEEN),
     "callbacks.epoch_seed.seed": Setting(*v.SEED, UNSEEN),

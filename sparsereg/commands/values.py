@@ -34,8 +34,10 @@ def is_positive(value: Any) -> bool:
 
 def is_plain(value: Any) -> bool:
     """A value that stands for itself, as one out of a file must: no interpolation, no nesting."""
-    if isinstance(value, list):
-        return len(value) <= MANY and all(is_plain(v) and not isinstance(v, list) for v in value)
+    if isinstance(value, list | dict):
+        items = [*value, *value.values()] if isinstance(value, dict) else value
+        plain = (is_plain(item) and not isinstance(item, list | dict) for item in items)
+        return len(value) <= MANY and all(plain)
     if isinstance(value, str):
         return "${" not in value and value != "???" and len(value) <= MANY
     return value is None or isinstance(value, bool | int | float)
@@ -65,6 +67,11 @@ def is_range(value: Any, highest: float = LARGEST) -> bool:
     return value[0] <= value[1] <= highest
 
 
+def is_interval(value: Any) -> bool:
+    """Two numbers of any sign, [low, high]."""
+    return is_list_of(is_number, value) and len(value) == 2 and value[0] < value[1]
+
+
 def is_devices(value: Any) -> bool:
     if isinstance(value, str):
         return value in ("auto", "-1") or value.isdigit()
@@ -85,6 +92,18 @@ def one_of(names: Sequence, words: str | None = None) -> tuple[Check, str]:
         lambda v: any(type(v) is type(name) and v == name for name in known),
         words or "one of " + ", ".join(map(str, known)),
     )
+
+
+def by_layer(kind: tuple[Check, str]) -> tuple[Check, str]:
+    """One value for all layers, or {pattern of their names: value}."""
+    check, words = kind
+
+    def check_all(value: Any) -> bool:
+        if not is_group(value):
+            return check(value)
+        return len(value) > 0 and all(is_text(k) and check(v) for k, v in value.items())
+
+    return check_all, f"{words}, or {{layers: number, …}}"
 
 
 ANYTHING = (lambda v: True, "anything")

@@ -10,7 +10,7 @@ from torchvision.ops import StochasticDepth
 
 from sparsereg.graph.nodes import module_of, refuse
 from sparsereg.model.basic_l0_blocks import L0Gate
-from sparsereg.model.layers import BatchNorm, ChannelScale, ChannelSelect, ChannelShift
+from sparsereg.model.layers import BatchNorm, ChannelScale, ChannelSelect, ChannelShift, MaxPool
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, BatchNorm)
 
@@ -35,7 +35,7 @@ class Kind(StrEnum):
 MODULES = {
     **dict.fromkeys((nn.ReLU, nn.LeakyReLU, nn.Identity, nn.Dropout, nn.Dropout2d), Kind.SCALE),
     **dict.fromkeys((nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, ChannelScale), Kind.SCALE),
-    **dict.fromkeys((nn.AdaptiveMaxPool2d, nn.ZeroPad2d, StochasticDepth), Kind.SCALE),
+    **dict.fromkeys((nn.AdaptiveMaxPool2d, MaxPool, nn.ZeroPad2d, StochasticDepth), Kind.SCALE),
     **dict.fromkeys(
         (nn.GELU, nn.Tanh, nn.SiLU, nn.ELU, nn.ReLU6, nn.Hardswish, nn.Mish), Kind.ZERO
     ),

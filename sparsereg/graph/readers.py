@@ -14,6 +14,8 @@ UNREAD = -1  # no gate, because nothing reads the channel anyway
 
 Read = Callable[[Tensor, Tensor | None], Tensor]  # what a layer asks of channels with these gates
 Either = Callable[[Tensor, Tensor], Tensor]  # what two readers ask together
+# what is asked of a channel, given its gate, that of a feature, and what is asked of the feature
+Lift = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def present(graph: ChannelGraph, is_open: Tensor) -> dict[fx.Node, Tensor]:
@@ -23,11 +25,15 @@ def present(graph: ChannelGraph, is_open: Tensor) -> dict[fx.Node, Tensor]:
         is_open: for each gate 1 or 0, shape (number of gates,), integers.
     """
     alive = torch.cat([is_open.new_ones(1), is_open])
+    alive = alive * alive[graph.channel_gate]
 
     def read(gates: Tensor, layer: Tensor | None) -> Tensor:
         return torch.ones_like(gates) if layer is None else alive[gates] * layer.any()
 
-    return settle(graph, read, torch.maximum, always=1, never=0)
+    def lift(channel: Tensor, own: Tensor, asked: Tensor) -> Tensor:
+        return asked  # a feature that is there is never without its channel
+
+    return settle(graph, read, torch.maximum, lift, always=1, never=0)
 
 
 def removers(graph: ChannelGraph) -> dict[fx.Node, Tensor]:
@@ -36,7 +42,10 @@ def removers(graph: ChannelGraph) -> dict[fx.Node, Tensor]:
     def read(gates: Tensor, layer: Tensor | None) -> Tensor:
         return torch.full_like(gates, NO_GATE) if layer is None else gates
 
-    found = settle(graph, read, same, always=NO_GATE, never=UNREAD)
+    def lift(channel: Tensor, own: Tensor, asked: Tensor) -> Tensor:
+        return torch.where(asked == own, channel, asked)
+
+    found = settle(graph, read, same, lift, always=NO_GATE, never=UNREAD)
     return {node: gates.clamp(min=NO_GATE) for node, gates in found.items()}
 
 
@@ -60,27 +69,33 @@ def same(a: Tensor, b: Tensor) -> Tensor:
 
 
 def settle(
-    graph: ChannelGraph, read: Read, either: Either, always: int, never: int
+    graph: ChannelGraph, read: Read, either: Either, lift: Lift, always: int, never: int
 ) -> dict[fx.Node, Tensor]:
     """What the readers of each channel ask of it.
 
     Args:
         read: what a layer, for which `Tensor` is asked, or the output, None, asks of channels.
         either: what two readers ask together.
+        lift: what a gated feature of a flattened tensor asks of its channel.
         always: what is asked of the network's input, which nothing can cut.
         never: what is asked of a channel that nothing reads.
     """
     inputs = [node for node in graph.gate_of if graph.kinds[node] == Kind.INPUT]
     found = {node: torch.full_like(graph.gate_of[node], always) for node in inputs}
     while True:
-        asked = backward(graph, read, either, never, found)
+        asked = backward(graph, read, either, lift, never, found)
         found = carry_on(graph, asked, either)
         if all(torch.equal(found[node], asked[node]) for node in found):
             return found
 
 
 def backward(
-    graph: ChannelGraph, read: Read, either: Either, never: int, known: dict[fx.Node, Tensor]
+    graph: ChannelGraph,
+    read: Read,
+    either: Either,
+    lift: Lift,
+    never: int,
+    known: dict[fx.Node, Tensor],
 ) -> dict[fx.Node, Tensor]:
     asked: dict[fx.Node, Tensor] = {}
     for node in reversed(graph.gate_of):
@@ -94,6 +109,13 @@ def backward(
                 requests.append(read(torch.zeros_like(gates), asked[user]))
             elif graph.kinds[user] == Kind.CAT:
                 requests += parts(graph, user, node, asked[user])
+            elif user in graph.positions:
+                features = torch.full((len(gates) * graph.positions[user],), never)
+                features[graph.order[user]] = asked[user]
+                if graph.kinds[user] == Kind.GATE:
+                    channels = graph.channel_gate[graph.gate_of[user]]
+                    features = lift(channels, graph.gate_of[user], features)
+                requests.append(reduce(either, features.view(len(gates), -1).unbind(1)))
             elif graph.kinds[user] == Kind.SELECT:
                 requests.append(torch.full_like(gates, never))
                 requests[-1][graph.order[user]] = asked[user]
@@ -118,10 +140,13 @@ def parts(graph: ChannelGraph, cat: fx.Node, node: fx.Node, asked: Tensor) -> li
 def carry_on(
     graph: ChannelGraph, asked: dict[fx.Node, Tensor], either: Either
 ) -> dict[fx.Node, Tensor]:
-    """What remains of a tensor, for whichever reader, all operations on it take along."""
+    """What remains of a tensor, for whichever reader, all operations on it take along; but not
+    those that select features."""
     found = dict(asked)
-    for node, kind in graph.kinds.items():
-        if node in found and kind not in (Kind.INPUT, Kind.MIX, Kind.GROUPED) and found[node].any():
+    taking = [node for node in graph.gate_of if node not in graph.positions]
+    for node in taking:
+        kind = graph.kinds[node]
+        if kind not in (Kind.INPUT, Kind.MIX, Kind.GROUPED) and found[node].any():
             sources = [found[source] for source in graph.sources(node)]
             if kind == Kind.SELECT:
                 found[node] = sources[0][graph.order[node]]

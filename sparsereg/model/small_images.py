@@ -1,47 +1,78 @@
 """Well-known networks in the form that is usual for images of 32x32: a first convolution that keeps
 the size of the image, and a small classifier."""
 
+from collections import OrderedDict
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 import torchvision
 from torch import Tensor, nn
 
+from sparsereg.errors import UserError
 
-def resnet18(num_classes: int) -> nn.Module:
+COLOUR = (3, 32, 32)
+
+
+def resnet18(num_classes: int, image_shape: Sequence[int] = COLOUR) -> nn.Module:
     """He et al. 2016, arXiv 1512.03385: torchvision's, with a 3x3 stem and no pooling behind it."""
     net = torchvision.models.resnet18(num_classes=num_classes)
-    net.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    net.conv1 = nn.Conv2d(image_shape[0], 64, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
     net.maxpool = nn.Identity()
     return net
 
 
-def vgg16_bn(num_classes: int) -> nn.Module:
+def vgg16_bn(num_classes: int, image_shape: Sequence[int] = COLOUR) -> nn.Module:
     """Simonyan and Zisserman 2015, arXiv 1409.1556: torchvision's features, one linear layer."""
     net = torchvision.models.vgg16_bn(num_classes=num_classes)
     net.avgpool = nn.AdaptiveAvgPool2d(1)
     net.classifier = nn.Linear(512, num_classes)
+    if image_shape[0] != 3:
+        net.features[0] = nn.Conv2d(image_shape[0], 64, 3, padding=1)
     return net
 
 
-def mobilenet_v3_small(num_classes: int) -> nn.Module:
+def mobilenet_v3_small(num_classes: int, image_shape: Sequence[int] = COLOUR) -> nn.Module:
     """Howard et al. 2019, arXiv 1905.02244: torchvision's, whose first layer keeps the size."""
     net = torchvision.models.mobilenet_v3_small(num_classes=num_classes)
     net.features[0][0].stride = (1, 1)
+    if image_shape[0] != 3:
+        net.features[0][0] = nn.Conv2d(image_shape[0], 16, 3, padding=1, bias=False)
     return net
 
 
-def lenet5(num_classes: int) -> nn.Module:
-    """LeCun et al. 1998 with ReLU and the widths of Louizos et al. 2018, for colour images.
+def lenet5(num_classes: int, image_shape: Sequence[int] | None = None) -> nn.Module:
+    """LeCun et al. 1998 with ReLU and the widths of Louizos et al. 2018 (arXiv 1712.01312): 20 and
+    50 filters, 500 hidden units; 431,080 parameters for (1, 28, 28) images.
 
-    The second pooling leaves 5x5 positions, whatever the size of the image (half, for 32x32).
+    None: as checkpoints have it that name no image shape.
+
+    Raises:
+        UserError: the images are too small.
     """
-    return nn.Sequential(
-        *(nn.Conv2d(3, 20, 5), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Conv2d(20, 50, 5), nn.ReLU(), nn.AdaptiveAvgPool2d(5), nn.Flatten()),
-        *(nn.Linear(50 * 25, 500), nn.ReLU(), nn.Linear(500, num_classes)),
-    )
+    if image_shape is None:
+        return nn.Sequential(
+            *(nn.Conv2d(3, 20, 5), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Conv2d(20, 50, 5), nn.ReLU(), nn.AdaptiveAvgPool2d(5), nn.Flatten()),
+            *(nn.Linear(50 * 25, 500), nn.ReLU(), nn.Linear(500, num_classes)),
+        )
+    in_channels, height, width = image_shape
+    if min(height, width) < 16:
+        raise UserError(f"lenet5 takes images of 16x16 and larger, not {height}x{width}")
+    positions = ((height - 4) // 2 - 4) // 2 * (((width - 4) // 2 - 4) // 2)
+    layers = {
+        # ReLU commutes with a maximum: behind it there is a quarter to do
+        **{"conv1": nn.Conv2d(in_channels, 20, 5), "pool1": nn.MaxPool2d(2), "relu1": nn.ReLU()},
+        **{"conv2": nn.Conv2d(20, 50, 5), "pool2": nn.MaxPool2d(2), "relu2": nn.ReLU()},
+        **{"flatten": nn.Flatten(), "fc1": nn.Linear(50 * positions, 500), "relu3": nn.ReLU()},
+        **{"fc2": nn.Linear(500, num_classes)},
+    }
+    for layer in layers.values():  # as the authors' code
+        if hasattr(layer, "weight"):
+            nn.init.kaiming_normal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    return nn.Sequential(OrderedDict(layers))
 
 
 class WideBlock(nn.Module):
@@ -64,18 +95,25 @@ class WideBlock(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """WRN-depth-width, Zagoruyko and Komodakis 2016, arXiv 1605.07146: (N, 3, H, W) -> logits.
+    """WRN-depth-width, Zagoruyko and Komodakis 2016, arXiv 1605.07146: (N, C, H, W) -> logits.
 
     Args:
         num_classes: classes of the linear layer.
+        image_shape: (C, H, W) of the images; only C matters.
         depth: convolutions on the longest path, 6 · blocks in each of three stages + 4.
         width: times the channels of a ResNet.
     """
 
-    def __init__(self, num_classes: int, depth: int = 28, width: int = 10):
+    def __init__(
+        self,
+        num_classes: int,
+        image_shape: Sequence[int] = COLOUR,
+        depth: int = 28,
+        width: int = 10,
+    ):
         super().__init__()
         widths = [16, 16 * width, 32 * width, 64 * width]
-        self.conv1 = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(image_shape[0], widths[0], 3, padding=1, bias=False)
         blocks = []
         for stage, (c_in, c_out) in enumerate(pairwise(widths)):
             for number in range((depth - 4) // 6):

@@ -16,11 +16,13 @@ from torch.nn.utils.rnn import pad_sequence
 from sparsereg.graph.channels import ChannelGraph
 from sparsereg.graph.operations import Kind
 from sparsereg.model.basic_l0_blocks import gate_layers
+from sparsereg.sparsity.groups import group_sizes
 from sparsereg.sparsity.presence import NEVER, Presences, bottlenecks
 
 
 class ExpectedCost(nn.Module):
-    """E[channels], E[parameters] and E[multiply-adds] of the cut network, in shares of the dense.
+    """E[channels], E[parameters] and E[multiply-adds] of the cut network, in shares of the dense;
+    and the paper's own price: each gate counts the weights of its group, whatever the others do.
 
     Every layer is a few terms, one for each set of gates of which one has to be open for its output
     channels to be read (`presence`):
@@ -51,6 +53,12 @@ class ExpectedCost(nn.Module):
         for name, column in zip(names, zip(*rows, strict=True), strict=True):
             self.register_buffer(name, torch.stack(column).float(), persistent=False)
         self.register_buffer("order", graph_order(net, channels), persistent=False)
+        self.register_buffer("channel_gate", channels.channel_gate, persistent=False)
+        self.selects_features = bool(channels.channel_gate.any())
+        self.register_buffer("channel", channel_places(self), persistent=False)
+        sizes = torch.zeros(self.num_gates)
+        sizes[self.order[1:] - 1] = group_sizes(channels)[1:]
+        self.register_buffer("group_sizes", sizes, persistent=False)
         groups = [self.order[torch.tensor(gates)] - 1 for gates in bottlenecks(channels)]
         self.narrowest = min(map(len, groups), default=self.num_gates)
         groups.append(torch.empty(0, dtype=torch.long))  # pad_sequence wants one
@@ -68,35 +76,52 @@ class ExpectedCost(nn.Module):
             "channels": prob_open.mean(),
             "params": params / self.dense["params"],
             "macs": macs / self.dense["macs"],
+            "weights": prob_open @ self.group_sizes / self.dense["weights"],
         }
 
     def count(self, is_open: Tensor) -> dict[str, int]:
         """The cost of the network cut to these gates, (gates,), in numbers."""
         exact = copy.deepcopy(self).cpu().double()
-        params, macs = exact.totals(is_open.cpu().double()).round().tolist()
-        return {"channels": int(is_open.sum()), "params": int(params), "macs": int(macs)}
+        is_open = is_open.cpu().double()
+        params, macs = exact.totals(is_open).round().tolist()
+        weights = (is_open @ exact.group_sizes).item()
+        counts = {"channels": is_open.sum().item(), "params": params, "macs": macs}
+        return {name: int(n) for name, n in (counts | {"weights": weights}).items()}
 
     def blocked(self, is_open: Tensor) -> bool:
         """Is a bottleneck closed, and `count` no longer exact?"""
-        padded = torch.cat([is_open, is_open.new_zeros(1)])
+        padded = torch.cat([torch.minimum(is_open, is_open[self.channel]), is_open.new_zeros(1)])
         return not padded[self.bottlenecks].any(dim=1).all()
 
     def sparsity(self, is_open: Tensor) -> dict[str, float]:
         """1 - cost / dense cost, for each of them."""
         return {name: 1 - n / self.dense[name] for name, n in self.count(is_open).items()}
 
+    def dearest(self, qz_loga: Tensor, number: int) -> Tensor:
+        """The `number` gates with the highest ln α of each bottleneck, and of their channels."""
+        there = torch.minimum(qz_loga, qz_loga[self.channel])  # a feature is, if both are open
+        return self.with_channels(highest(there, self.bottlenecks, number))
+
     def cheapest(self, name: str, number: int) -> Tensor:
-        """The gates of each bottleneck that cost least, (groups, number)."""
+        """The `number` gates of each bottleneck that cost least, and those of their channels."""
         with torch.enable_grad():
             half = torch.full((self.num_gates,), 0.5, device=self.order.device, requires_grad=True)
             [price] = torch.autograd.grad(self(half)[name], half)
-        return highest(-price, self.bottlenecks, number)
+        return self.with_channels(highest(-price, self.bottlenecks, number))
+
+    def with_channels(self, gates: Tensor) -> Tensor:
+        gates = gates.flatten()
+        return torch.cat([gates, self.channel[gates]]) if self.selects_features else gates
 
     def highest_sparsity(self, name: str, min_open: int) -> float:
         """What is left to ask for, with so many open channels in each bottleneck."""
+        return self.sparsity(self.smallest(name, min_open))[name]
+
+    def smallest(self, name: str, min_open: int) -> Tensor:
+        """The gates of the network that has no less than that, (gates,), 1 or 0."""
         is_open = torch.zeros(self.num_gates)
-        is_open[self.cheapest(name, min_open).flatten().cpu()] = 1
-        return self.sparsity(is_open)[name]
+        is_open[self.cheapest(name, min_open).cpu()] = 1
+        return is_open
 
     def totals(self, prob_open: Tensor) -> Tensor:
         """Expected parameters and multiply-adds, (2,)."""
@@ -105,6 +130,8 @@ class ExpectedCost(nn.Module):
             below_1 = p.clamp(max=1 - torch.finfo(p.dtype).eps)  # for the logarithm
             none_open = torch.exp(self.readers @ torch.log1p(-below_1))  # (terms,)
             outputs = (self.outputs @ p) * (1 - none_open)
+            if self.selects_features:  # each is there with its channel only
+                p = p * p[self.channel_gate]
             pairs = (self.inputs @ p) * outputs
             return pairs @ self.per_pair + outputs @ self.per_output
 
@@ -128,7 +155,8 @@ def terms(channels: ChannelGraph, presences: Presences, node: fx.Node) -> list[t
         return []
     [source] = channels.sources(node)
     inputs = [presences.table[n].gate for n in presences.of[source].tolist() if n != NEVER]
-    per_pair, per_output = prices(channels, node, len(presences.of[source]))
+    widths = len(presences.of[source]), len(presences.of[node])
+    per_pair, per_output = prices(channels, node, *widths)
     outputs: dict[frozenset[int], list[int]] = {}  # gates of the channels with these readers
     for number in presences.of[node].tolist():
         if number != NEVER:
@@ -145,19 +173,19 @@ def times(gates: list[int], size: int) -> Tensor:
     return torch.bincount(torch.tensor(gates, dtype=torch.long), minlength=size)
 
 
-def prices(channels: ChannelGraph, node: fx.Node, c_in: int) -> tuple[Tensor, Tensor]:
+def prices(channels: ChannelGraph, node: fx.Node, c_in: int, c_out: int) -> tuple[Tensor, Tensor]:
     """(parameters, multiply-adds) of a pair of an input and an output channel, and of an output."""
     module = channels.module(node)
     shape = node.meta["tensor_meta"].shape  # (1, C, H, W) or (1, C)
     positions = shape[2:].numel()
     tensors = dict(module.named_parameters())
-    own = sum(p.numel() for name, p in tensors.items() if name != "weight") / shape[1]
+    own = sum(p.numel() for name, p in tensors.items() if name != "weight") / c_out
     weights = tensors["weight"].numel() if "weight" in tensors else 0
     if channels.kinds[node] == Kind.MIX:
-        pair = weights / (c_in * shape[1])
+        pair = weights / (c_in * c_out)
         return torch.tensor([pair, pair * positions]), torch.tensor([own, 0])
     # grouped: as many inputs as ever; or a BatchNorm, whose arithmetic is not counted
-    alone = weights / shape[1]
+    alone = weights / c_out
     counted = alone * positions if isinstance(module, nn.Conv2d) else 0
     return torch.tensor([0, 0]), torch.tensor([own + alone, counted])
 
@@ -173,3 +201,12 @@ def graph_order(net: nn.Module, channels: ChannelGraph) -> Tensor:
             order[number] = place
         first += len(gate.qz_loga)
     return order
+
+
+def channel_places(cost: ExpectedCost) -> Tensor:
+    """For each gate, in the order of `gate_layers`, that of the channel whose features it selects,
+    or itself, (gates,)."""
+    places = torch.arange(cost.num_gates)
+    chosen = cost.channel_gate.nonzero().flatten()
+    places[cost.order[chosen] - 1] = cost.order[cost.channel_gate[chosen]] - 1
+    return places

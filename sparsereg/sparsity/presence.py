@@ -49,7 +49,7 @@ class Presences:
         self.union = cache(self.union)  # large sets come again and again
         self.number(Presence(NO_GATE, frozenset([NO_GATE])))  # ALWAYS
         self.of: dict[fx.Node, Tensor] = settle(
-            channels, self.read, self.either, always=ALWAYS, never=NEVER
+            channels, self.read, self.either, self.lift, always=ALWAYS, never=NEVER
         )
         for node, kind in channels.kinds.items():
             if kind == Kind.MIX:
@@ -70,6 +70,16 @@ class Presences:
             return torch.full_like(gates, NEVER)
         readers = reduce(self.union, conditions)
         return torch.tensor([self.number(Presence(gate, readers)) for gate in gates.tolist()])
+
+    def lift(self, channel: Tensor, own: Tensor, asked: Tensor) -> Tensor:
+        """A feature that its own gate closes reads its channel while that gate is open."""
+        lifted = asked.clone()
+        for i, (gate, feature, number) in enumerate(
+            zip(channel.tolist(), own.tolist(), asked.tolist(), strict=True)
+        ):
+            if number != NEVER and self.table[number].gate == feature:
+                lifted[i] = self.number(Presence(gate, frozenset([feature])))
+        return lifted
 
     def either(self, first: Tensor, second: Tensor) -> Tensor:
         """What two readers need together."""

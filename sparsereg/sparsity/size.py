@@ -73,7 +73,8 @@ def measure(net: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, floa
 
 def sparsities(net: nn.Module, size: dict[str, float]) -> dict[str, float]:
     """1 - cost of the cut network / cost of the dense one, by name of the cost, from `measure`."""
-    found = {name: 1 - size[name] / size[f"dense_{name}"] for name in ("params", "macs")}
+    counted = [name for name in ("params", "macs", "weights") if name in size]
+    found = {name: 1 - size[name] / size[f"dense_{name}"] for name in counted}
     gates = [gate.qz_loga for gate in gate_layers(net).values()]
     if gates:
         found["channels"] = 1 - sum(open_channels(net).values()) / sum(map(len, gates))

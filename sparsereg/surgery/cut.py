@@ -108,7 +108,8 @@ def narrow(channels: ChannelGraph, node: fx.Node, present: dict[fx.Node, Tensor]
         if len(node.args[0]) == 1:
             node.replace_all_uses_with(node.args[0][0])
     elif kind == Kind.GATE and isinstance(module, L0Gate):
-        node.replace_all_uses_with(sources[0])
+        selected = node in channels.positions and select(channels, node, present)
+        node.replace_all_uses_with(selected or sources[0])
     elif kind == Kind.MIX:
         width = len(present[sources[0]])
         positions = module.in_features // width if isinstance(module, nn.Linear) else 1
@@ -118,8 +119,13 @@ def narrow(channels: ChannelGraph, node: fx.Node, present: dict[fx.Node, Tensor]
         for name, n in zip(SIZES[isinstance(module, nn.Linear)], (inputs, remaining), strict=True):
             setattr(module, name, len(n))
     elif kind == Kind.SELECT:
-        select(channels, node, present)
+        node.replace_all_uses_with(select(channels, node, present) or sources[0])
     elif kind == Kind.AFFINE or isinstance(module, ChannelScale):
+        if node in channels.positions:
+            node.args = (select(channels, node, present) or sources[0],)
+        if node in channels.flat:
+            positions = module.num_features // len(present[node])
+            remaining = present[node].repeat_interleave(positions).nonzero().flatten()
         names = ("weight", "bias", "running_mean", "running_var", "scale", "shift")
         take(module, dict.fromkeys(names, 0), remaining)
         for name in ("num_features", "in_channels", "out_channels", "groups"):
@@ -127,20 +133,25 @@ def narrow(channels: ChannelGraph, node: fx.Node, present: dict[fx.Node, Tensor]
                 setattr(module, name, len(remaining))
 
 
-def select(channels: ChannelGraph, node: fx.Node, present: dict[fx.Node, Tensor]) -> None:
-    """One layer that picks the remaining channels, whatever the operation was."""
-    traced, [source] = channels.traced, channels.sources(node)
-    places = present[source].cumsum(0) - 1  # of the channels that remain
+def select(channels: ChannelGraph, node: fx.Node, present: dict[fx.Node, Tensor]) -> fx.Node | None:
+    """One layer that picks the remaining channels, or features, whatever the operation was; None if
+    features remain all as they are."""
+    traced, [source], positions = channels.traced, channels.sources(node), channels.positions
+    remaining = present[source].repeat_interleave(positions.get(node, 1))
+    places = remaining.cumsum(0) - 1  # of the channels that remain
     order = places[channels.order[node][present[node].bool()]]
+    if node in positions and torch.equal(order, torch.arange(int(remaining.sum()))):
+        return None
     device = next(traced.parameters()).device
-    layer = ChannelSelect(len(order)).to(device)
+    layer = ChannelSelect(len(order), positions.get(node, 1)).to(device)
     layer.order.copy_(order)
     if channels.kinds[source] == Kind.SPLIT:
         [source] = channels.sources(source)
-    name = f"select_{node.name}" if node.op != "call_module" else node.target
+    is_module = node.op == "call_module" and channels.kinds[node] == Kind.SELECT
+    name = node.target if is_module else f"select_{node.name}"
     traced.add_submodule(name, layer)
     with traced.graph.inserting_before(node):
-        node.replace_all_uses_with(traced.graph.call_module(name, (source,)))
+        return traced.graph.call_module(name, (source,))
 
 
 def take(module: nn.Module, dimensions: dict[str, int], index: Tensor) -> None:

@@ -1,7 +1,7 @@
 """Gates in any convolutional network: one on every group of channels that can be removed alone."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 
@@ -25,11 +25,17 @@ Patterns = str | Sequence[str]
 
 @dataclass(frozen=True)
 class Place:
-    """A layer, and why its output channels have no gate; None if they have one."""
+    """A layer, and why its output channels, or its inputs, have no gate; None if they have one."""
 
     layer: str
     width: int
     why_not: str | None
+    is_input: bool = False
+
+    @property
+    def gate(self) -> str:
+        """Name of the gate layer."""
+        return f"{self.layer}_inputs" if self.is_input else self.layer
 
 
 def insert_gates(
@@ -40,6 +46,7 @@ def insert_gates(
     exclude: Patterns = (),
     temperature: float = 2 / 3,
     sampling: str = "per_sample",
+    gate_inputs: Patterns = (),
     show: bool = True,
 ) -> GatedNetwork:
     """`net` with an `L0Gate` on every group of channels that can be removed alone.
@@ -53,13 +60,16 @@ def insert_gates(
         example: images that it takes, (N, C, H, W).
         droprate_init, temperature, sampling: see `L0Gate`. Trained weights need open gates, 0.05.
         include, exclude: names of layers that may, or may not, get gates, with * and ?.
+        gate_inputs: names of linear layers whose every input gets a gate too, `gates.NAME_inputs`,
+            where the gates of the channels before it do not close each of them by itself.
         show: print which layers have gates, and why the others do not.
 
     Raises:
         UserError: names the operation, with its line, through which channels cannot be followed; or
             a pattern that fits no layer.
     """
-    gated, places = place_gates(net, droprate_init, include, exclude, temperature, sampling)
+    settings = droprate_init, include, exclude, temperature, sampling, gate_inputs
+    gated, places = place_gates(net, *settings)
     check_outputs(net, gated, example)
     if show:
         Console().print(table_of(places))
@@ -73,20 +83,21 @@ def place_gates(
     exclude: Patterns = (),
     temperature: float = 2 / 3,
     sampling: str = "per_sample",
+    gate_inputs: Patterns = (),
 ) -> tuple[GatedNetwork, list[Place]]:
     """What `insert_gates` does, without an example."""
     if any(isinstance(module, L0Gate) for module in net.modules()):
         raise UserError(f"{type(net).__name__} has gates already")
     traced = trace_both_modes(net)
-    places = find_places(traced, as_list(include), as_list(exclude))
+    places = find_places(traced, *map(as_list, (include, exclude, gate_inputs)))
     chosen = [place for place in places if place.why_not is None]
     if not chosen:
         raise UserError(
             f"{type(net).__name__} has no channels that can be removed alone: "
             + "; ".join(dict.fromkeys(f"{place.why_not}" for place in places[:3]))
         )
-    gates = {p.layer: L0Gate(p.width, droprate_init, temperature, sampling) for p in chosen}
-    put_in(traced, gates)
+    for place in chosen:
+        put_gate(traced, place, L0Gate(place.width, droprate_init, temperature, sampling))
     return GatedNetwork(traced).train(net.training), places
 
 
@@ -127,7 +138,9 @@ def use_dropout_layers(traced: fx.GraphModule) -> None:
     traced.recompile()
 
 
-def find_places(traced: fx.GraphModule, include: list[str], exclude: list[str]) -> list[Place]:
+def find_places(
+    traced: fx.GraphModule, include: list[str], exclude: list[str], gate_inputs: list[str]
+) -> list[Place]:
     """Tries a gate on every layer; the analysis then says which of them remove their channels."""
     layers = traced.graph.find_nodes(op="call_module")
     mixing = [node for node in layers if kind_of(traced, node) in (Kind.MIX, Kind.GROUPED)]
@@ -136,13 +149,17 @@ def find_places(traced: fx.GraphModule, include: list[str], exclude: list[str]) 
         if not any(fnmatch(name, pattern) for name in widths):
             raise UserError(f"no layer is named {pattern}: there are {', '.join([*widths][:5])}, …")
     trial = fx.GraphModule(traced, copy.deepcopy(traced.graph))
-    put_in(trial, {name: L0Gate(width) for name, width in widths.items()})
-    graph = ChannelGraph(trial.eval())
-    goes_with = {
-        node.target: [name and name.removeprefix(f"{GATES}.") for name in graph.gate_layers_of(own)]
-        for node, own in removers(graph).items()
-    }
-    keeps = kept(graph)
+    for name, width in widths.items():
+        put_gate(trial, Place(name, width, None), L0Gate(width))
+    channels = ChannelGraph(trial.eval())
+    removed_by, keeps = removers(channels), kept(channels)
+
+    def gates_of(node: fx.Node) -> list[str | None]:
+        """The layers whose gates remove the channels of a node, and None if not all have one."""
+        names = channels.gate_layers_of(removed_by[node])
+        return [name and name.removeprefix(f"{GATES}.") for name in names]
+
+    goes_with = {node.target: gates_of(node) for node in removed_by}
 
     def why_not(name: str) -> str | None:
         if getattr(traced.get_submodule(name), "groups", 1) > 1:
@@ -158,24 +175,59 @@ def find_places(traced: fx.GraphModule, include: list[str], exclude: list[str]) 
         every = f"{widths[name]} of {widths[name]} channels: "
         return keeps[gate].removeprefix(every)
 
-    return [Place(name, width, why_not(name)) for name, width in widths.items()]
+    own = {name: Place(name, width, why_not(name)) for name, width in widths.items()}
+    inputs = input_places(traced, channels, own, gate_inputs, gates_of)
+    return [place for name in own for place in (inputs.get(name), own[name]) if place]
 
 
-def put_in(traced: fx.GraphModule, gates: dict[str, L0Gate]) -> None:
-    """Put each gate behind the layer that it is named after, and behind whatever keeps its channels
-    apart, up to where others read them: there all of it goes with a channel."""
-    for name, gate in gates.items():
-        [end] = traced.graph.find_nodes(op="call_module", target=name)
-        while (reader := only_reader(end)) and kind_of(traced, reader) in (
-            Kind.AFFINE,
-            Kind.SCALE,
-            Kind.ZERO,
-        ):
-            end = reader
-        traced.add_submodule(f"{GATES}.{name}", gate)
-        with traced.graph.inserting_after(end):
-            node = traced.graph.call_module(f"{GATES}.{name}", (end,))
-        end.replace_all_uses_with(node, delete_user_cb=lambda user, node=node: user is not node)
+def input_places(
+    traced: fx.GraphModule,
+    channels: ChannelGraph,
+    own: dict[str, Place],
+    patterns: list[str],
+    gates_of: Callable[[fx.Node], list[str | None]],
+) -> dict[str, Place]:
+    """The linear layers that fit the patterns, whose inputs get gates unless those behind another
+    layer close each of them already."""
+    linear = {n: m for n in own if isinstance(m := traced.get_submodule(n), nn.Linear)}
+    for pattern in patterns:
+        if not any(fnmatch(name, pattern) for name in linear):
+            has = ", ".join(linear) or "none"
+            raise UserError(f"gate_inputs: no linear layer is named {pattern}: there are {has}")
+    places = {}
+    for node in channels.kinds:
+        if node.target in linear and any(fnmatch(node.target, pattern) for pattern in patterns):
+            [source] = channels.sources(node)
+            before, width = gates_of(source), linear[node.target].in_features
+            gated = all(name in own and own[name].why_not is None for name in before)
+            why_not = None
+            if gated and len(channels.gate_of[source]) == width:
+                why_not = f"the gates of {', '.join(before)} close them"
+            places[node.target] = Place(node.target, width, why_not, is_input=True)
+    return places
+
+
+def put_gate(traced: fx.GraphModule, place: Place, gate: L0Gate) -> None:
+    """Put a gate before the layer, or behind it and whatever keeps its channels apart, up to where
+    others read them: there all of it goes with a channel."""
+    [layer] = traced.graph.find_nodes(op="call_module", target=place.layer)
+    name = f"{GATES}.{place.gate}"
+    traced.add_submodule(name, gate)
+    if place.is_input:
+        with traced.graph.inserting_before(layer):
+            layer.args = (traced.graph.call_module(name, layer.args),)
+        traced.recompile()
+        return
+    end = layer
+    while (reader := only_reader(end)) and kind_of(traced, reader) in (
+        Kind.AFFINE,
+        Kind.SCALE,
+        Kind.ZERO,
+    ):
+        end = reader
+    with traced.graph.inserting_after(end):
+        node = traced.graph.call_module(name, (end,))
+    end.replace_all_uses_with(node, delete_user_cb=lambda user: user is not node)
     traced.recompile()
 
 
@@ -203,6 +255,7 @@ def table_of(places: list[Place]) -> Table:
     table = Table("layer", "channels", "gates", "why not")
     for place in places:
         gates = place.width if place.why_not is None else 0
-        table.add_row(place.layer, str(place.width), str(gates), place.why_not or "")
+        label = f"inputs of {place.layer}" if place.is_input else place.layer
+        table.add_row(label, str(place.width), str(gates), place.why_not or "")
     table.add_row("all", "", str(sum(p.width for p in places if p.why_not is None)), "")
     return table

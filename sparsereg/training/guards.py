@@ -141,7 +141,7 @@ class StillGates(pl.Callback):
         if steps < 100 or trainer.global_step != when:
             return
         moved = (self.prob_open(pl_module) - self.start).abs().max().item()
-        lambda_l0 = pl_module.weight_of_cost().item()
+        lambda_l0 = pl_module.weight_of_cost().max().item()
         if moved < self.MOVED and lambda_l0 > 0:
             rate = trainer.optimizers[0].param_groups[-1]["lr"]
             rank_zero_warn(

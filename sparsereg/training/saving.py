@@ -37,9 +37,13 @@ class BestAndLast(pl.callbacks.Checkpoint):
     Lightning's ModelCheckpoint leaves its `last.ckpt` stale when the monitored value does not
     improve, and forgets the best score when a resumed run has a new folder. On a tie the newer
     epoch is the better one: gates have closed since.
+
+    Args:
+        evaluate: "best" or "last", the one that the results at the end of the run are of.
     """
 
-    def __init__(self):
+    def __init__(self, evaluate: str = "best"):
+        self.evaluate = evaluate
         self.validated = False
         self.best_score = NO_EPOCH
         self.folder = Path()
@@ -52,6 +56,10 @@ class BestAndLast(pl.callbacks.Checkpoint):
     @property
     def best(self) -> Path:
         return self.folder / "best.ckpt"
+
+    @property
+    def evaluated(self) -> Path:
+        return self.last if self.evaluate == "last" else self.best
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit":

@@ -1,9 +1,14 @@
 """Learning-rate schedules, as Lightning wants them; weights and gates keep their own rates."""
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import MultiStepLR, OneCycleLR
+from torch.optim.lr_scheduler import LambdaLR, MultiStepLR, OneCycleLR
 
 from sparsereg.errors import UserError
+
+
+def constant(optimizer: Optimizer, total_steps: int) -> dict:
+    """The learning rates stay as they are."""
+    return {"scheduler": LambdaLR(optimizer, lambda epoch: 1.0), "interval": "epoch"}
 
 
 def multistep(optimizer: Optimizer, total_steps: int, milestones: list[int], gamma: float) -> dict:

@@ -28,7 +28,9 @@ def test_every_option_composes(option):
     cfg = composed(option, *root)
     check_settings(cfg, [option])
     assert OmegaConf.to_container(cfg, resolve=True)
-    for group in ("model", "optimizer", "scheduler", "loss"):
+    is_mnist = cfg.data._target_.endswith("Mnist")
+    instantiate(cfg.model, image_shape=[1, 28, 28] if is_mnist else [3, 32, 32])
+    for group in ("optimizer", "scheduler", "loss"):
         instantiate(cfg[group])
 
 

@@ -67,7 +67,7 @@ def test_reopen_keeps_the_highest_gates_of_each_block(cost):
         gate.qz_loga.data.fill_(-9)
     net.gates["block3/5x5"].qz_loga.data[2] = -4
     net.gates["block4/1x1"].qz_loga.data[:3] = 1
-    reopen(net, cost.bottlenecks, 2)
+    reopen(net, cost, 2)
     raised = {name: int((g.qz_loga >= GUARDED).sum()) for name, g in net.gates.items()}
     blocks = [
         sum(n for name, n in raised.items() if name.startswith(f"block{b}/")) for b in "12345678"
