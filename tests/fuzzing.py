@@ -314,6 +314,7 @@ def fuzz(mutations: int, seed: int, seconds: float = math.inf) -> tuple[Counter,
                 counts[f"{kind}: refused"] += 1
             except Exception as error:
                 wrong.append(f"{number}, {kind}: {type(error).__name__}: {str(error)[:200]}")
+                print(wrong[-1], flush=True)
             finally:
                 watch.on = False
                 signal.alarm(0)
@@ -321,6 +322,7 @@ def fuzz(mutations: int, seed: int, seconds: float = math.inf) -> tuple[Counter,
                 print(f"{number + 1} files, {len(wrong)} wrong", flush=True)
             if watch.seen:
                 wrong += [f"{number}, {kind}: {seen}" for seen in watch.seen]
+                print(*watch.seen, sep="\n", flush=True)
                 watch.seen.clear()
     return counts, wrong
 
@@ -333,6 +335,5 @@ if __name__ == "__main__":
     counts, wrong = fuzz(arguments.mutations, arguments.seed)
     for kind, number in sorted(counts.items()):
         print(f"{kind} {number}")
-    print(*wrong, sep="\n")
     print(f"{sum(counts.values())} files, {len(wrong)} wrong")
     sys.exit(bool(wrong))
