@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable
@@ -49,6 +50,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str = "train") -> None:
     stop_on_signals()
     quieten()
     keep_buffers()
+    threading.excepthook = on_thread_exception
     failed = []
 
     def fail(message: str) -> None:
@@ -88,6 +90,12 @@ def run(task: Callable[[DictConfig], Any], config_name: str = "train") -> None:
     if failed:
         drop_unread_output()
         sys.exit(1)
+
+
+def on_thread_exception(failure: threading.ExceptHookArgs) -> None:
+    """A disk or folder that is gone: the main thread meets it too, and says so in one line."""
+    if not issubclass(failure.exc_type, OSError):
+        threading.__excepthook__(failure)
 
 
 def drop_unread_output() -> None:

@@ -8,7 +8,7 @@ import traceback
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, InstantiationException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sparsereg.commands.overrides import CONFIG, parse
@@ -100,18 +100,17 @@ def known_settings(config_name: str) -> list[str]:
             cfg = hydra.compose(config_name)
     names: list[str] = []
 
-    def walk(node: DictConfig, prefix: str) -> None:
-        for key in node:
+    def walk(table: dict, prefix: str) -> None:
+        for key, value in table.items():
             names.append(f"{prefix}{key}")
-            child = node._get_node(key)
-            if OmegaConf.is_dict(child) and not child._is_none():
-                walk(child, f"{prefix}{key}.")
+            if isinstance(value, dict):
+                walk(value, f"{prefix}{key}.")
 
-    walk(cfg, "")
+    walk(OmegaConf.to_container(cfg), "")
     if config_name == "train":
         names += [path.name for path in CONFIG.iterdir() if path.is_dir()]
         for path in (CONFIG / "model").glob("*.yaml"):
-            walk(OmegaConf.load(path), "model.")
+            walk(OmegaConf.to_container(OmegaConf.load(path)), "model.")
     return names
 
 

@@ -27,7 +27,7 @@ from sparsereg.commands.settings import (
     settings_with,
     to_plain,
 )
-from sparsereg.commands.values import is_plain
+from sparsereg.commands.values import is_plain, is_plain_table
 from sparsereg.errors import UserError, printable
 
 GROUPS = ("data", "model", "optimizer", "scheduler", "loss")  # of classes that a file may choose
@@ -92,7 +92,8 @@ def is_watching(key: str) -> bool:
 
 def check_saved(key: str, value: Any) -> None:
     """Raise UserError unless it is a plain value of a known setting."""
-    if not is_plain(value):
+    by_layer = Role.BY_LAYER in roles_of(key) and is_plain_table(value)
+    if not is_plain(value) and not by_layer:
         raise UserError(f"the checkpoint's settings are not plain values: {key}={value}")
     row = SETTINGS.get(key)
     is_class = key in (*GROUPS, "trainer") or key in TAKEN

@@ -43,6 +43,14 @@ def is_plain(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float)
 
 
+def is_plain_table(value: Any) -> bool:
+    """One plain value for each of several names."""
+    if not isinstance(value, dict) or len(value) > MANY:
+        return False
+    items = [*value.keys(), *value.values()]
+    return all(is_plain(item) and not isinstance(item, list) for item in items)
+
+
 def is_text(value: Any) -> bool:
     return isinstance(value, str) and value != ""
 
@@ -106,7 +114,6 @@ def by_layer(kind: tuple[Check, str]) -> tuple[Check, str]:
     return check_all, f"{words}, or {{layers: number, …}}"
 
 
-ANYTHING = (lambda v: True, "anything")
 GROUP = (is_group, "left as it is")
 GROUP_OR_NULL = (or_null(is_group), "left as it is, or null")
 BOOL = (is_bool, "true or false")
@@ -126,7 +133,6 @@ SEED = (
 )
 TEXT = (is_text, "a path")
 TEXT_OR_NULL = (or_null(is_text), "a path, or null")
-NAME = (is_text, "a name")
 PATTERNS = (lambda v: is_text(v) or is_list_of(is_text, v), "names of layers, with * and ?")
 LIMIT = (
     or_null(lambda v: is_count(v) or (is_positive(v) and v <= 1)),

@@ -86,8 +86,8 @@ def check_memory(images: int, size: int) -> None:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > 0.8 * memory:
         raise UserError(
-            f"data.image_size={size}: {images} images take {needed / 1e9:,.0f} GB, this machine "
-            f"has {memory / 1e9:,.0f} GB"
+            f"data.image_size={size}: {images} images take {needed / 1e9:,.0f} GB, and this "
+            f"machine has {memory / 1e9:,.0f} GB"
         )
 
 

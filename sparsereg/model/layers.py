@@ -52,6 +52,7 @@ def normalise(xs: Sequence[Tensor], norms: Sequence[BatchNorm], act_fn: nn.Modul
     if training:
         widths = [norm.num_features for norm in norms]
         statistics = [norm.running_mean for norm in norms] + [norm.running_var for norm in norms]
+        # in one kernel; torch's optimizers use it, and it has no public name
         torch._foreach_copy_(statistics, [*mean.split(widths), *var.split(widths)])
     return y
 

@@ -21,7 +21,8 @@ def reopen(net: nn.Module, cost: ExpectedCost, number: int) -> None:
     qz_loga = torch.cat(gates)
     best = cost.dearest(qz_loga, number)
     qz_loga[best] = qz_loga[best].clamp(min=GUARDED)
-    torch._foreach_copy_(gates, qz_loga.split([len(gate) for gate in gates]))  # in one kernel
+    # in one kernel; torch's optimizers use it, and it has no public name
+    torch._foreach_copy_(gates, qz_loga.split([len(gate) for gate in gates]))
 
 
 def choose_open(

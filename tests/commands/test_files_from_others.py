@@ -52,6 +52,15 @@ def test_a_run_goes_on_with_its_settings(resumed, config):
     assert settings["data"]["seed"] == settings["callbacks"]["epoch_seed"]["seed"] == 7
 
 
+def test_values_by_layer_are_plain_too(resumed, config):
+    config["lambda_l0"] = {"conv1": 10.0, "fc*": 0.5}
+    assert resumed(config)["lambda_l0"] == config["lambda_l0"]
+    for hostile in ({"conv1": "${oc.env:HOME}"}, {"${seed}": 1.0}, {"a": {"b": 1.0}}, {}):
+        config["lambda_l0"] = hostile
+        with pytest.raises(UserError):
+            resumed(config)
+
+
 def test_what_is_typed_comes_first(resumed, config):
     settings = resumed(config, "seed=9", "optimizer=adamw", "trainer=gpu", "data.cutout=0")
     assert settings["seed"] == settings["data"]["seed"] == 9, "what follows a setting follows it"
