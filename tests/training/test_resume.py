@@ -30,6 +30,10 @@ VARIANTS = {
         *("scheduler=one_cycle", "target_sparsity=0.4", "cost=params"),
         *("dual_lr=5.0", "target_warmup=2", "settle_epochs=1.5"),
     ),
+    "target by layer": (
+        *("scheduler=constant", "target_sparsity={block[12]*:0.4,block8*:0.2}", "cost=weights"),
+        *("dual_lr=5.0", "target_warmup=2", "settle_epochs=1.5", "loga_bounds=[-4,4]"),
+    ),
     "modern": (  # averages its weights
         *("without_using_gate=true", "recipe=modern", "optimizer.lr=0.01"),
         "trainer.accumulate_grad_batches=2",
@@ -94,7 +98,8 @@ def resume_and_kill(last: Path, new: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "variant, kills", [("multistep", 1), ("multistep", 2), ("target", 2), ("modern", 2)]
+    "variant, kills",
+    [("multistep", 1), ("multistep", 2), ("target", 2), ("target by layer", 1), ("modern", 2)],
 )
 def test_killed_and_resumed_is_bit_identical(command, tmp_path, variant, kills):
     """SIGKILL between two checkpoints, perhaps once more before the resumed run has completed an
