@@ -31,7 +31,7 @@ VARIANTS = {
         *("dual_lr=5.0", "target_warmup=2", "settle_epochs=1.5"),
     ),
     "target by layer": (
-        *("scheduler=constant", "target_sparsity={block[12]*:0.4,block8*:0.2}", "cost=weights"),
+        *("scheduler=constant", "target_sparsity={block1*:0.4,block8*:0.2}", "cost=weights"),
         *("dual_lr=5.0", "target_warmup=2", "settle_epochs=1.5", "loga_bounds=[-4,4]"),
     ),
     "modern": (  # averages its weights
