@@ -1,17 +1,19 @@
 # Everything runs in .venv, made from Python 3.11 or newer and pip alone.
 PYTHON ?= python3
 SEEDS ?= 1 2 3
-JOBS ?= 1
+SCHEDULE ?= cpu
+ROWS ?=
 SETTINGS ?=
 RUN := .venv/bin/python
 COMPILE := $(RUN) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--upgrade --no-header --no-emit-index-url --no-emit-find-links
+DEV := requirements-export.txt requirements-sweeps.txt requirements-trackers.txt requirements-dev.txt
 
-.PHONY: help demo test table bench setup lint format lock
+.PHONY: help demo test test-fast table bench setup lint format lock
 .DEFAULT_GOAL := help
 
 help: ## Show the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
 
 demo: .venv/.installed ## Train a sparse GoogleNet on handwritten digits (about a minute, no download)
 	$(RUN) train.py experiment=demo
@@ -19,10 +21,15 @@ demo: .venv/.installed ## Train a sparse GoogleNet on handwritten digits (about 
 test: .venv/.installed-dev ## Run all tests
 	$(RUN) -m pytest
 
-table: .venv/.installed ## Train every row of docs/results.md, hours on a GPU (SEEDS="1 2 3" JOBS=8 SETTINGS="trainer=gpu")
-	$(RUN) -m experiments.table published modern ablation --seeds $(SEEDS) --jobs $(JOBS) -- $(SETTINGS)
-	$(RUN) report.py runs=outputs/table/full out=outputs/table/report
-	cp outputs/table/report/report.csv docs/results/full_schedule.csv
+test-fast: .venv/.installed-dev ## Run those that are not slow (about two minutes)
+	$(RUN) -m pytest -m "not slow"
+
+table: .venv/.installed ## Train the GoogleNet rows of docs/results.md (SCHEDULE=cpu: hours on two cores; full: on a GPU)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-benchmarks.txt
+	$(RUN) -m experiments.table $(SCHEDULE) $(ROWS) --seeds $(SEEDS) -- $(SETTINGS)
+	$(RUN) -m experiments.speeds outputs/table/$(SCHEDULE)
+	$(RUN) report.py runs=outputs/table/$(SCHEDULE) out=outputs/table/report
+	cp outputs/table/report/report.csv docs/results/googlenet_$(SCHEDULE).csv
 	$(RUN) report.py results=docs/results
 
 bench: .venv/.installed ## Measure speed on this machine (about ten minutes), see docs/performance.md
@@ -41,7 +48,7 @@ format: .venv/.installed-dev ## Apply style
 lock: .venv/.installed-dev ## Resolve the tested versions anew, for every platform
 	$(RUN) -m pip install --quiet uv
 	$(COMPILE) -o requirements.lock requirements.txt
-	$(COMPILE) -c requirements.lock -o requirements-dev.lock requirements-dev.txt
+	$(COMPILE) -c requirements.lock -o requirements-dev.lock requirements.txt $(DEV)
 
 .venv/.installed: requirements.lock
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Python 3.11 or newer is needed; make PYTHON=python3.12 …")'

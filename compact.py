@@ -12,23 +12,23 @@ import sys
 from omegaconf import DictConfig
 
 from sparsereg.commands import command_line
+from sparsereg.commands.checks import check_settings
 from sparsereg.commands.memory import importing
-from sparsereg.commands.resume import refuse_other_groups
-from sparsereg.commands.settings import check_settings
-from sparsereg.errors import UserError
+from sparsereg.commands.overrides import refuse_other_groups, typed
+from sparsereg.errors import UserError, printable
 
 
 def main(cfg: DictConfig) -> None:
     if cfg.ckpt_path is None:
         raise UserError("ckpt_path=… is needed, the checkpoint to cut")
     refuse_other_groups("compact.py", "ckpt_path", "round_to")
-    check_settings(cfg)
+    check_settings(cfg, typed(), complete=False)
     with importing():  # takes seconds
-        from sparsereg.checkpoint import load, read_checkpoint, write_atomically
+        from sparsereg.checkpoint import load, read_checkpoint
         from sparsereg.compact import fold, load_compact
-        from sparsereg.compact_file import cut_file
-        from sparsereg.export.formats import export
+        from sparsereg.export.formats import cut_file, export
         from sparsereg.export.report import print_report, report
+        from sparsereg.files import write_atomically
 
     file = cut_file(cfg.ckpt_path, cfg.round_to)
     net, small = load(cfg.ckpt_path), load_compact(file)
@@ -38,11 +38,16 @@ def main(cfg: DictConfig) -> None:
     results |= {"checkpoint": cfg.ckpt_path, "largest_relative_difference": differences}
     write_atomically(file.with_name("report.json"), json.dumps(results, indent=1).encode())
     print_report(results)
-    print(f"wrote {file.parent}: {', '.join(['compact.pt', *differences, 'report.json'])}")
+    names = ", ".join(["compact.pt", *differences, "report.json"])
+    print(printable(f"wrote {file.parent}: {names}"))
     if "compact.onnx" not in differences:
         hint = "compact.onnx is not written: pip install -r requirements-export.txt"
         print(hint, file=sys.stderr)
 
 
-if __name__ == "__main__":
+def cli() -> None:  # installed as sparsereg-compact
     command_line.run(main)
+
+
+if __name__ == "__main__":
+    cli()

@@ -10,11 +10,14 @@ file, report.md, and report.csv, which report.py can read again.
 
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 
 from sparsereg.commands import command_line
-from sparsereg.errors import UserError
+from sparsereg.commands.checks import check_settings
+from sparsereg.commands.overrides import typed
+from sparsereg.errors import UserError, printable
+from sparsereg.files import write_atomically
 from sparsereg.runs.find import find_runs
 from sparsereg.runs.records import Run, write_records
 from sparsereg.runs.table import Row, group_seeds, markdown, rich_table, table
@@ -23,7 +26,7 @@ WIDTH = 160  # columns, where the output is no terminal
 
 
 def main(cfg: DictConfig) -> None:
-    check(cfg)
+    check_settings(cfg, typed())
     if cfg.results is not None:
         from sparsereg.runs.results_page import write_results  # matplotlib takes half a second
 
@@ -40,18 +43,6 @@ def main(cfg: DictConfig) -> None:
         raise UserError(f"out={cfg.out} cannot be written ({reason})") from None
 
 
-def check(cfg: DictConfig) -> None:
-    roots = cfg.runs if OmegaConf.is_list(cfg.runs) else [cfg.runs]
-    if not roots or not all(isinstance(root, str) and root for root in roots):
-        raise UserError(f"runs={cfg.runs} must be a folder, or several: runs=[a,b]")
-    if not isinstance(cfg.out, str) or not cfg.out:
-        raise UserError(f"out={cfg.out} must be a folder")
-    if not isinstance(cfg.results, str | None):
-        raise UserError(f"results={cfg.results} must be a folder, like docs/results")
-    if not isinstance(cfg.pictures, int) or isinstance(cfg.pictures, bool) or cfg.pictures < 0:
-        raise UserError(f"pictures={cfg.pictures} must be a whole number of at least 0")
-
-
 def print_report(runs: list[Run], rows: list[Row]) -> None:
     console = Console()
     if not console.is_terminal:
@@ -61,18 +52,22 @@ def print_report(runs: list[Run], rows: list[Row]) -> None:
         print(f"{number}: {row.checkpoint()}")
     for run in runs:
         if run.why:
-            print(f"{run.name} ({run.status}): {run.why}")
+            print(printable(f"{run.name} ({run.status}): {run.why}"))
 
 
 def write_report(out: Path, runs: list[Run], rows: list[Row], pictures: int) -> None:
     from sparsereg.runs.page import page
 
     out.mkdir(parents=True, exist_ok=True)
-    write_records(runs, out / "report.csv")
-    (out / "report.md").write_text(markdown(table(rows)) + "\n", encoding="utf-8")
-    (out / "report.html").write_text(page(runs, rows, pictures), encoding="utf-8")
-    print(f"wrote {out}: report.html, report.md, report.csv")
+    record = write_records(runs, out / "report.csv")
+    write_atomically(out / "report.md", markdown(table(rows)) + "\n")
+    write_atomically(out / "report.html", page(runs, rows, pictures))
+    print(printable(f"wrote {out}: report.html, report.md, {record}"))
+
+
+def cli() -> None:  # installed as sparsereg-report
+    command_line.run(main, "report")
 
 
 if __name__ == "__main__":
-    command_line.run(main, "report")
+    cli()

@@ -8,10 +8,11 @@ Network and data come from the checkpoint; `data.root=…` and the like are chan
 from omegaconf import DictConfig
 
 from sparsereg.commands import command_line
+from sparsereg.commands.checks import check_settings
 from sparsereg.commands.machine import check_devices
 from sparsereg.commands.memory import importing
-from sparsereg.commands.resume import refuse_other_groups, settings_of
-from sparsereg.commands.settings import check_settings
+from sparsereg.commands.overrides import refuse_other_groups, typed
+from sparsereg.commands.resume import settings_of
 from sparsereg.errors import UserError
 
 
@@ -19,7 +20,7 @@ def main(cfg: DictConfig) -> None:
     if cfg.ckpt_path is None:
         raise UserError("ckpt_path=… is needed, the checkpoint to test")
     refuse_other_groups("test.py", "ckpt_path", "data", "trainer", "matmul_precision", "flip_tta")
-    check_settings(cfg)
+    check_settings(cfg, typed(), complete=False)
     with importing():  # takes seconds: only when the settings are right
         check_devices(cfg.trainer)
         import torch
@@ -31,7 +32,7 @@ def main(cfg: DictConfig) -> None:
 
     torch.set_float32_matmul_precision(cfg.matmul_precision)
     checkpoint = read_checkpoint(cfg.ckpt_path)
-    run_cfg, _ = settings_of(checkpoint)
+    run_cfg = settings_of(checkpoint, cfg, ("data", "flip_tta"))
     data = instantiate(run_cfg.data, _convert_="all")
     data.prepare_data()
     data.setup("test")
@@ -43,5 +44,9 @@ def main(cfg: DictConfig) -> None:
     print_summary(evaluate(trainer, module, data, cfg.ckpt_path))
 
 
-if __name__ == "__main__":
+def cli() -> None:  # installed as sparsereg-test
     command_line.run(main)
+
+
+if __name__ == "__main__":
+    cli()

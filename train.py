@@ -12,22 +12,22 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from sparsereg.commands import command_line
-from sparsereg.commands.checks import check_target
-from sparsereg.commands.machine import check_devices, check_sweep
+from sparsereg.commands.checks import check_settings
+from sparsereg.commands.machine import check_devices
 from sparsereg.commands.memory import importing
+from sparsereg.commands.overrides import typed
 from sparsereg.commands.resume import (
     check_compact,
     check_resumable,
     finetune_settings,
     run_settings,
 )
-from sparsereg.commands.settings import check_settings, to_plain
-from sparsereg.runs.finished import finished_run
+from sparsereg.commands.settings import to_plain
+from sparsereg.errors import printable
+from sparsereg.runs.finished import finished_run, is_finished
 
 OBJECTIVE = (  # the settings of what is asked of gates
     *("cost", "lambda_l0", "lambda_warmup", "target_sparsity", "dual_lr", "target_warmup"),
@@ -37,16 +37,12 @@ OBJECTIVE = (  # the settings of what is asked of gates
 
 def main(cfg: DictConfig) -> tuple[float, float]:
     """Train; return (validation accuracy, sparsity), what Optuna's sweeper maximises."""
-    check_settings(cfg)
-    overrides = list(HydraConfig.get().overrides.task)
-    if not cfg.resume_training:  # else the checkpoint's settings are yet to come
-        check_target(cfg, overrides)
-    results = finished_run(cfg, overrides) if cfg.skip_finished else None
+    overrides = typed()
+    check_settings(cfg, overrides, complete=not cfg.resume_training)
+    results = finished_run(cfg) if cfg.skip_finished else None
     if results is None:
         with importing():  # torch, to count GPUs
             check_devices(cfg.trainer)
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            check_sweep(cfg.trainer)
         results = train(cfg, overrides)
     return results["val_acc"], results["sparsity"]
 
@@ -57,18 +53,20 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict:
         import torch
         from hydra.utils import instantiate
 
-        from sparsereg.checkpoint import AtomicCheckpointIO, load_weights, read_checkpoint
-        from sparsereg.compact_file import cut_file
+        from sparsereg.checkpoint import load_weights, read_checkpoint
+        from sparsereg.export.formats import cut_file
         from sparsereg.runs.folder import claim_version
+        from sparsereg.training.guards import strategy_of
         from sparsereg.training.loggers import new_loggers
         from sparsereg.training.module import L0Module
         from sparsereg.training.monitors import ProgressBar
         from sparsereg.training.results import evaluate, finish
+        from sparsereg.training.saving import AtomicCheckpointIO
 
     checkpoint = read_checkpoint(cfg.ckpt_path) if cfg.ckpt_path else None
-    cfg, record = run_settings(cfg, overrides, checkpoint)
+    cfg, record = run_settings(cfg, checkpoint)
     if cfg.resume_training:
-        check_resumable(checkpoint, cfg)
+        check_resumable(checkpoint, cfg, is_finished(cfg))
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     torch.set_float32_matmul_precision(cfg.matmul_precision)
 
@@ -101,6 +99,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict:
         callbacks=callbacks,
         logger=new_loggers(cfg, version),
         plugins=[AtomicCheckpointIO()],
+        strategy=strategy_of(cfg),
     )
     start = time.perf_counter()
     resume_from = cfg.ckpt_path if cfg.resume_training else None
@@ -116,8 +115,8 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict:
         cut = cut_file(last, cfg.round_to) if trainer.is_global_zero else None
         cut = trainer.strategy.broadcast(cut)
         if trainer.is_global_zero:
-            print(f"cut {last} to {cut}, which is now trained on", flush=True)
-        return train(*finetune_settings(cfg, record["overrides"], cut))
+            print(printable(f"cut {last} to {cut}, which is now trained on"), flush=True)
+        return train(finetune_settings(cfg, cut), [])
     return results
 
 
@@ -159,5 +158,9 @@ def new_objective(cfg: DictConfig, net: Any, image_shape: tuple[int, int, int]) 
     return objective
 
 
-if __name__ == "__main__":
+def cli() -> None:  # installed as sparsereg-train
     command_line.run(main)
+
+
+if __name__ == "__main__":
+    cli()

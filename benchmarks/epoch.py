@@ -26,8 +26,8 @@ from benchmarks.measure import (
     take_turns,
 )
 from benchmarks.steps import reference_step
-from sparsereg.checkpoint import AtomicCheckpointIO
-from sparsereg.commands.command_line import CONFIG, quieten
+from sparsereg.commands.command_line import quieten
+from sparsereg.commands.overrides import CONFIG
 from sparsereg.data.batch_indices import BatchIndices
 from sparsereg.data.pipeline import ImageData, LabelledImages, Splits
 from sparsereg.model.basic_l0_blocks import deterministic_gate
@@ -36,6 +36,7 @@ from sparsereg.sparsity.cost import ExpectedCost
 from sparsereg.sparsity.size import measure
 from sparsereg.training.module import L0Module
 from sparsereg.training.objective import GateObjective
+from sparsereg.training.saving import AtomicCheckpointIO
 
 OURS, UNGATED, REFERENCE = "ours", "ours, no gates", "reference formulation, PIL"
 QUIET = ("callbacks.epoch_line=null", "callbacks.stop_on_signals=null")

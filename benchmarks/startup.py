@@ -7,7 +7,7 @@ import tempfile
 import time
 
 from benchmarks.measure import quartiles, take_turns
-from sparsereg.commands.command_line import CONFIG
+from sparsereg.commands.overrides import CONFIG
 
 ONE_STEP = ("trainer=cpu", "trainer.max_epochs=1", "trainer.limit_train_batches=1")
 TEST, HELP = "python test.py", "python train.py --help"

@@ -9,35 +9,19 @@ and the others go on from their last epoch. Words after `--` are settings of tra
 """
 
 import argparse
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from experiments.table import ROOT, checkpoint, cut_network, finished
+from experiments import resumable
+from experiments.resumable import checkpoint, cut_network
 
 ROWS = ("dense", "paper", "paper_layers", "target", "target_layers", "best")
 
 
 def train(row: str, seed: int, *settings: str) -> Path:
-    """Folder of the finished run, which is trained, or trained on, unless it is there."""
-    folder = Path("outputs/lenet5", row, f"seed_{seed}")
-    if found := finished(folder):
-        return found
-    begun = sorted((ROOT / folder).glob("lightning_logs/version_*/checkpoints/last.ckpt"))
-    if begun:
-        newest = max(begun, key=lambda path: path.stat().st_mtime)
-        settings = (f"ckpt_path={newest.relative_to(ROOT)}", "resume_training=true")
-    else:
-        settings = (*settings, f"seed={seed}")
-    print(f"training {folder}" + (" on" if begun else ""), flush=True)
-    command = [sys.executable, "train.py", *settings, f"output_dir={folder}"]
-    done = subprocess.run(
-        [*command, "trainer.enable_progress_bar=false"], cwd=ROOT, capture_output=True, text=True
-    )
-    if done.returncode:
-        raise RuntimeError(f"{folder}: {done.stderr.strip() or done.stdout.strip()}")
-    return finished(folder)
+    """Folder of the finished run."""
+    return resumable.train(Path("outputs/lenet5", row, f"seed_{seed}"), *settings, f"seed={seed}")
 
 
 def train_row(row: str, seed: int, settings: list[str]) -> None:
@@ -49,7 +33,7 @@ def train_row(row: str, seed: int, settings: list[str]) -> None:
     teacher = f"loss.teacher={checkpoint(first)}"
     start = f"ckpt_path={checkpoint(first)}"
     gates = train("best_gates", seed, "experiment=lenet5_best", start, teacher, *settings)
-    cut = f"ckpt_path={cut_network(checkpoint(gates, 'last.ckpt'))}"
+    cut = f"ckpt_path={cut_network(checkpoint(gates, 'last'))}"
     train("best", seed, "experiment=lenet5_best_cut", cut, teacher, *settings)
 
 

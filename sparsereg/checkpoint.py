@@ -1,36 +1,20 @@
-"""Checkpoints: written so that no crash destroys one, read so that no wrong one slips through."""
+"""From a file to a network: read so that no wrong one slips through."""
 
 import io
-import os
-import pickle
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.plugins.io import TorchCheckpointIO
-from torch import nn
+from torch import Tensor, nn
 
 from sparsereg.errors import UserError
-from sparsereg.files import check_checkpoint_file
-from sparsereg.networks import rebuild
-from sparsereg.surgery.plain_graph import build
+from sparsereg.files import check_checkpoint_file, write_atomically
+from sparsereg.networks import check_takes, rebuild
+from sparsereg.surgery.plain_graph import build, shapes
 
-
-def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """After a crash at any moment, `path` holds the old content or the new, never a part."""
-    temporary = path.with_name(path.name + ".tmp")  # beside it: a rename is atomic within one disk
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        kept = "; the file saved before is intact" if path.exists() else ""
-        raise UserError(f"cannot save {path}: {error.strerror}{kept}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+PARTS = ("config", "network", "data")  # of what this project adds to a checkpoint
+LARGEST_IMAGE = 2**26  # numbers in one image
 
 
 def save(content: dict, path: Path) -> None:
@@ -40,128 +24,79 @@ def save(content: dict, path: Path) -> None:
     write_atomically(path, buffer.getbuffer())
 
 
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning stages its files in the temp folder, often another disk, where a move can tear."""
-
-    def save_checkpoint(self, checkpoint: dict, path: str, storage_options=None) -> None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        save(checkpoint, Path(path))
-
-
-NO_EPOCH = (False, -float("inf"))  # are the gates settled at the target, accuracy
-
-
-class BestAndLast(pl.callbacks.Checkpoint):
-    """Keeps `last.ckpt`, always of the newest epoch, and `best.ckpt`, of the highest `val_acc`.
-
-    With a target sparsity any epoch that has it is better than one that is still on its way there.
-    Lightning's ModelCheckpoint leaves its `last.ckpt` stale when the monitored value does not
-    improve, and forgets the best score when a resumed run has a new folder. On a tie the newer
-    epoch is the better one: gates have closed since.
+def read_checkpoint(path: str | Path, key: str = "ckpt_path") -> dict:
+    """The content of a checkpoint of this project: plain types and tensors, on the CPU.
 
     Args:
-        evaluate: "best" or "last", the one that the results at the end of the run are of.
-    """
-
-    def __init__(self, evaluate: str = "best"):
-        self.evaluate = evaluate
-        self.validated = False
-        self.best_score = NO_EPOCH
-        self.folder = Path()
-
-    @property
-    def last(self) -> Path:
-        return self.folder / "last.ckpt"
-
-    @property
-    def best(self) -> Path:
-        return self.folder / "best.ckpt"
-
-    @property
-    def evaluated(self) -> Path:
-        return self.last if self.evaluate == "last" else self.best
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage == "fit":
-            self.folder = Path(trainer.log_dir) / "checkpoints"
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.ckpt_path and self.best_score > NO_EPOCH:
-            self.adopt_best(trainer, Path(trainer.ckpt_path).with_name("best.ckpt"))
-        # so that a run stopped in its first epoch can resume
-        trainer.save_checkpoint(self.last, weights_only=False)
-
-    def adopt_best(self, trainer: pl.Trainer, earlier: Path) -> None:
-        """A resumed run starts with the best checkpoint of the run it continues, if it is there."""
-        if not trainer.strategy.broadcast(earlier.exists()):
-            self.best_score = NO_EPOCH
-        elif trainer.is_global_zero:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.best, earlier.read_bytes())
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.validated = not trainer.sanity_checking
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        score = NO_EPOCH
-        if self.validated:  # not every epoch need be
-            score = (pl_module.settled, trainer.callback_metrics["val_acc"].item())
-        self.validated = False
-        if score >= self.best_score and score > NO_EPOCH:
-            self.best_score = score
-            trainer.save_checkpoint(self.best, weights_only=False)
-            if trainer.is_global_zero:  # the same content, not serialized again
-                write_atomically(self.last, self.best.read_bytes())
-        else:
-            trainer.save_checkpoint(self.last, weights_only=False)
-
-    def state_dict(self) -> dict:
-        settled, accuracy = self.best_score
-        return {"best_score": accuracy, "best_settled": settled}
-
-    def load_state_dict(self, state_dict: dict) -> None:
-        self.best_score = (state_dict.get("best_settled", False), state_dict["best_score"])
-
-
-def read_checkpoint(path: str | Path) -> dict:
-    """The content of a checkpoint of this project: plain types and tensors, on the CPU.
+        path: the file.
+        key: the setting that names it, for the message.
 
     Raises:
         UserError: missing, damaged or foreign file, or one with objects that are not plain data.
     """
-    check_checkpoint_file(path)
+    check_checkpoint_file(path, key)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # a pickle that was made to fail can raise nearly anything
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"ckpt_path={path} cannot be loaded safely (weights_only=True): {reason}"
+            f"{key}={path} cannot be loaded safely (weights_only=True): {reason}"
         ) from None
     if not is_ours(checkpoint):
-        raise UserError(f"ckpt_path={path} was not written by sparsereg's train.py")
+        raise UserError(f"{key}={path} was not written by sparsereg's train.py")
     return checkpoint
 
 
 def is_ours(checkpoint: object) -> bool:
-    """Has it all that a network and its data are rebuilt from?"""
-    parts = {
-        "state_dict": set(),
-        "sparsereg": {"overrides", "config", "network", "data"},
-    }
-    has_parts = isinstance(checkpoint, Mapping) and all(
-        isinstance(checkpoint.get(part), Mapping) and keys <= checkpoint[part].keys()
-        for part, keys in parts.items()
-    )
-    if not has_parts or not isinstance(checkpoint["sparsereg"]["network"], Mapping):
+    """Has it all that a network and its data are rebuilt from, of the right types?"""
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("sparsereg"), dict):
         return False
-    loops = checkpoint.get("loops")
-    return is_compact(checkpoint) or (isinstance(loops, Mapping) and "fit_loop" in loops)
+    state, ours, loops = (checkpoint.get(key) for key in ("state_dict", "sparsereg", "loops"))
+    if not isinstance(state, dict) or not all(isinstance(ours.get(k), dict) for k in PARTS):
+        return False
+    if not is_list_of(str, ours.get("overrides", [])) or not is_record_of_data(ours["data"]):
+        return False
+    shape = ours["data"]["image_shape"]
+    if ours["network"].get("image_shape", shape) != shape:
+        return False
+    return is_compact(checkpoint) or (isinstance(loops, dict) and "fit_loop" in loops)
+
+
+def is_record_of_data(data: dict) -> bool:
+    """The classes, and of the images mean, standard deviation and shape (C, H, W)."""
+    shape = data.get("image_shape")
+    if not is_list_of(int, shape) or len(shape) != 3 or not all(n >= 1 for n in shape):
+        return False
+    statistics = is_list_of(float, data.get("mean")) and is_list_of(float, data.get("std"))
+    classes = data.get("classes")
+    return statistics and math.prod(shape) <= LARGEST_IMAGE and is_list_of(str, classes)
+
+
+def is_list_of(kind: type, values: object) -> bool:
+    return isinstance(values, list) and all(type(value) is kind for value in values)
 
 
 def network_state(checkpoint: dict) -> dict:
-    """The network's part of a checkpoint's state dict."""
-    state = checkpoint["state_dict"].items()
-    return {key[4:]: tensor for key, tensor in state if key.startswith("net.")}
+    """The network's part of a checkpoint's state dict.
+
+    Raises:
+        UserError: it holds something else than tensors of numbers that are there one by one.
+    """
+    state = {k[4:]: t for k, t in checkpoint["state_dict"].items() if str(k).startswith("net.")}
+    for key, tensor in state.items():
+        if not is_whole(tensor):
+            raise UserError(f"the checkpoint's {key} is no plain tensor")
+    return state
+
+
+def is_whole(tensor: object) -> bool:
+    """Are all its numbers in the file? A tensor can also be a view that repeats a few of them, so
+    large that no memory holds its copy."""
+    if type(tensor) is not Tensor or tensor.layout is not torch.strided or tensor.is_quantized:
+        return False
+    if tensor.device.type != "cpu" or tensor.is_complex():
+        return False
+    return tensor.nbytes <= tensor.untyped_storage().nbytes()
 
 
 def load_weights(net: nn.Module, checkpoint: dict, new_gates: bool = False) -> None:
@@ -245,14 +180,20 @@ def new_network(checkpoint: dict) -> nn.Module:
     try:
         if not is_compact(checkpoint):
             return rebuild(description)
+        data = checkpoint["sparsereg"]["data"]
+        own = shapes(description, data["image_shape"], len(data["classes"]))
+        check_fits(network_state(checkpoint), own)
         net = build(description)
         net.meta["dense"] = description["dense"]
         return net
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"the checkpoint describes no network: {error}") from error
+    except UserError:
+        raise
+    except Exception as error:  # whatever torch says to arguments that make no sense
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"the checkpoint describes no network ({reason})") from error
 
 
-def load(path: str | Path) -> nn.Module:
+def load(path: str | Path, key: str = "ckpt_path") -> nn.Module:
     """The network of a checkpoint or compact file, in eval mode on the CPU.
 
     `net(images)` gives logits. Images are (N, C, H, W), scaled to [0, 1] and normalised with the
@@ -262,7 +203,9 @@ def load(path: str | Path) -> nn.Module:
     Raises:
         UserError: see `read_checkpoint`.
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(path, key)
     net = new_network(checkpoint)
     load_weights(net, checkpoint)
+    if is_compact(checkpoint):
+        check_takes(net, tuple(checkpoint["sparsereg"]["data"]["image_shape"]))
     return net.eval()

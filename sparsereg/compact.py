@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx, nn
 
-from sparsereg.checkpoint import is_compact, load_weights, new_network, read_checkpoint
+from sparsereg.checkpoint import is_compact, load, read_checkpoint
 from sparsereg.errors import UserError
 from sparsereg.graph.channels import ChannelGraph
 from sparsereg.model.basic_l0_blocks import deterministic_gate
@@ -65,12 +65,9 @@ def load_compact(path: str | Path) -> nn.Module:
     Raises:
         UserError: missing, damaged or foreign file, or a checkpoint that is not compact.
     """
-    checkpoint = read_checkpoint(path)
-    if not is_compact(checkpoint):
+    if not is_compact(read_checkpoint(path)):
         raise UserError(f"{path} is not cut yet: python compact.py ckpt_path={path}")
-    net = new_network(checkpoint)
-    load_weights(net, checkpoint)
-    return net.eval()
+    return load(path)
 
 
 def round_up(is_open: Tensor, multiple: int) -> Tensor:

@@ -1,11 +1,15 @@
 """Small gated networks, gate patterns and the comparison for the tests of cutting and folding."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
 
-from sparsereg.graph.operations import BATCH_NORMS
+from sparsereg.graph.channels import NO_GATE, ChannelGraph
+from sparsereg.graph.operations import BATCH_NORMS, Kind
+from sparsereg.graph.readers import removers
 from sparsereg.model.basic_l0_blocks import L0Gate
 from sparsereg.model.googlenet import GoogleNet
 
@@ -91,3 +95,46 @@ def assert_same(expected: Tensor, actual: Tensor, tolerance: float = 1e-10) -> N
         assert a.abs().max() > 1e-5 * expected.abs().max(), "nothing to compare"
         error = ((a - b).abs().max() / a.abs().max()).item()
         assert error <= tolerance, f"{error:.1e} of the largest value"
+
+
+@dataclass(frozen=True)
+class Segment:
+    """`width` neighbouring channels: of gates `start`, `start` + 1, … of the layer `gate`, or,
+    where `gate` is None, channels that no single gate closes."""
+
+    width: int
+    gate: str | None = None
+    start: int = 0
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Which gates multiply the inputs of a layer, and which remove its outputs when closed."""
+
+    inputs: tuple[Segment, ...]
+    outputs: tuple[Segment, ...]
+
+
+def layers(graph: ChannelGraph) -> dict[str, Layer]:
+    """The segments of each convolution, BatchNorm and linear layer, by module name."""
+    removed_by = removers(graph)
+    return {
+        node.target: Layer(
+            segments(graph, graph.gate_of[graph.sources(node)[0]]),
+            segments(graph, removed_by[node]),
+        )
+        for node, kind in graph.kinds.items()
+        if kind in (Kind.MIX, Kind.GROUPED, Kind.AFFINE)
+    }
+
+
+def segments(graph: ChannelGraph, gates: Tensor) -> tuple[Segment, ...]:
+    """Neighbouring channels of one gate layer, or of none, together."""
+    places = {NO_GATE: (None, 0)}
+    for name, numbers in graph.gates.items():
+        places |= {number: (name, i) for i, number in enumerate(numbers)}
+    channels = [(*places[gate], c) for c, gate in enumerate(gates.tolist())]
+    # gates that follow one another are as far from the number of their channel
+    runs = groupby(channels, lambda place: (place[0], place[0] and place[1] - place[2]))
+    runs = [(name, list(run)) for (name, _), run in runs]
+    return tuple(Segment(len(run), name, run[0][1]) for name, run in runs)

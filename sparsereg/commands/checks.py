@@ -1,10 +1,73 @@
-"""Checks of settings against each other, made before anything slow is imported."""
+"""The one door of checks: `check_settings`, which every command passes before anything slow is
+imported. Each value alone is checked by its row in `settings`; here they are checked together."""
 
-from omegaconf import DictConfig
+from collections.abc import Iterator
+from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
+
+from sparsereg.choices import SETTLED
+from sparsereg.commands.machine import check_compiler, check_trackers
+from sparsereg.commands.overrides import key_of
+from sparsereg.commands.settings import SETTINGS, Role, settings_that_need, settings_with
 from sparsereg.errors import UserError
+from sparsereg.files import check_checkpoint_file
 
-TARGET_WARMUP, SETTLED = 0.4, 0.4  # shares of the run, if target_warmup, settle_epochs are null
+MISSING = object()
+
+
+def check_settings(cfg: DictConfig, overrides: list[str], complete: bool = True) -> None:
+    """Raise UserError for the first setting that cannot be meant so.
+
+    Args:
+        cfg: the settings of a command.
+        overrides: what was typed of them.
+        complete: false where a checkpoint's settings are yet to come, or are none of the command's.
+    """
+    check_values(cfg)
+    if "trainer" not in cfg:  # those of report.py
+        return
+    check_validation(cfg)
+    check_finetuning(cfg)
+    check_gates(cfg)
+    if complete:
+        check_target(cfg, overrides)
+        check_needs(cfg, overrides)
+    if cfg.loss.teacher is not None:
+        check_checkpoint_file(cfg.loss.teacher, "loss.teacher")
+    check_trackers(cfg)
+    if cfg.compile:
+        check_compiler()
+    check_start(cfg)
+
+
+def check_values(cfg: DictConfig) -> None:
+    """Each setting by itself; not every option of a group has every key."""
+    for key, (check, wanted, *_) in SETTINGS.items():
+        for name, value in matching(cfg, key):
+            if not check(value):
+                shown = "null" if value is None else value
+                raise UserError(f"{name}={shown} must be {wanted}")
+
+
+def matching(cfg: DictConfig, key: str) -> Iterator[tuple[str, Any]]:
+    """The settings, with their values, that a key of the table stands for."""
+    group, wildcard, _ = key.partition(".*")
+    value = OmegaConf.select(cfg, group, default=MISSING)
+    if not wildcard:
+        if value is not MISSING:
+            yield key, value
+    elif OmegaConf.is_dict(value):
+        yield from ((f"{group}.{name}", setting) for name, setting in value.items())
+
+
+def check_validation(cfg: DictConfig) -> None:
+    every, epochs = cfg.trainer.check_val_every_n_epoch, cfg.trainer.max_epochs
+    if every > epochs:
+        raise UserError(
+            f"trainer.check_val_every_n_epoch={every} must be at most trainer.max_epochs={epochs}: "
+            "without validation there is no best.ckpt"
+        )
 
 
 def check_finetuning(cfg: DictConfig) -> None:
@@ -19,21 +82,31 @@ def check_finetuning(cfg: DictConfig) -> None:
             f"finetune_epochs={cfg.finetune_epochs} must be at least "
             f"trainer.check_val_every_n_epoch={cfg.trainer.check_val_every_n_epoch}"
         )
-    if cfg.finetune_lr is not None and not cfg.finetune_epochs:
-        raise UserError(f"finetune_lr={cfg.finetune_lr} needs finetune_epochs=…")
+
+
+def check_needs(cfg: DictConfig, overrides: list[str]) -> None:
+    """What is typed has an effect."""
+    for override in overrides:
+        key = key_of(override)
+        row = SETTINGS.get(key)
+        if row is None or not OmegaConf.select(cfg, key):  # null, false, 0: nothing is asked for
+            continue
+        if Role.OF_GATES in row.roles and cfg.without_using_gate:
+            raise UserError(f"{override} needs gates: without_using_gate=false")
+        if row.needs and not OmegaConf.select(cfg, row.needs):
+            raise UserError(f"{override} needs {row.needs}=…")
 
 
 def check_gates(cfg: DictConfig) -> None:
     """Settings of gates need gates."""
-    needs_gates = {
-        "target_sparsity": cfg.target_sparsity is not None,
-        "lambda_warmup": cfg.lambda_warmup > 0,
-        "gate_reductions": cfg.gate_reductions,
-        "keep_gates": cfg.keep_gates,
-    }
-    for key, is_set in needs_gates.items():
-        if is_set and cfg.without_using_gate:
+    for key in settings_with(Role.NEEDS_GATES):
+        if cfg[key] and cfg.without_using_gate:
             raise UserError(f"{key}={str(cfg[key]).lower()} needs gates: without_using_gate=false")
+    if cfg.model.without_using_gate != cfg.without_using_gate:
+        raise UserError(
+            f"model.without_using_gate={str(cfg.model.without_using_gate).lower()} contradicts "
+            f"without_using_gate={str(cfg.without_using_gate).lower()}: set that one alone"
+        )
     if cfg.gate_reductions and "gate_reductions" not in cfg.model:
         raise UserError(
             "gate_reductions=true: this model has no such setting; model.include and model.exclude "
@@ -45,7 +118,7 @@ def check_gates(cfg: DictConfig) -> None:
 
 def check_target(cfg: DictConfig, overrides: list[str]) -> None:
     """Raise UserError for settings that contradict a target, or that need one."""
-    given = {override.partition("=")[0]: override for override in overrides}
+    given = {key_of(override): override for override in overrides}
     if cfg.keep_gates and "droprate_init" in given:
         raise UserError(
             f"{given['droprate_init']} is where new gates start, but keep_gates=true takes the "
@@ -53,7 +126,7 @@ def check_target(cfg: DictConfig, overrides: list[str]) -> None:
         )
     target = cfg.target_sparsity
     if target is None:
-        for key in ("target_warmup", "settle_epochs", "dual_lr"):
+        for key in settings_that_need("target_sparsity"):
             if cfg[key] is not None:
                 raise UserError(f"{key}={cfg[key]} needs target_sparsity=…")
         return
@@ -87,4 +160,14 @@ def check_time_to_settle(cfg: DictConfig) -> None:
         raise UserError(
             f"trainer.check_val_every_n_epoch={every} validates none of the last {settle:g} "
             "epochs, in which the gates are settled: best.ckpt would not have the target"
+        )
+
+
+def check_start(cfg: DictConfig) -> None:
+    """The file to start from is there, and whole."""
+    if cfg.ckpt_path is not None:
+        check_checkpoint_file(cfg.ckpt_path)
+    elif cfg.resume_training:
+        raise UserError(
+            "resume_training=true needs ckpt_path=…/last.ckpt, the checkpoint to go on from"
         )

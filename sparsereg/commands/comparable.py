@@ -1,26 +1,28 @@
-"""The settings of a run that can make a difference, as one flat table {dotted key: value}."""
+"""What makes two runs differ: their settings as one flat table {dotted key: value}."""
 
+from pathlib import Path
 from typing import Any
 
-GROUPS_LEFT_OUT = ("callbacks", "logger")
+from sparsereg.commands.settings import Role, roles_of
+
+DEEPEST, MOST = 4, 2000  # levels of groups, settings
 AVERAGING = "callbacks.average_weights.decay"  # None: no average
-LEFT_OUT = {  # what a run shows and where things lie
-    *("output_dir", "skip_finished", "data.root", "data.cache_dir", "data.eval_batch_size"),
-    *("trainer", "trainer.enable_progress_bar", "trainer.enable_model_summary"),
-    *("trainer.log_every_n_steps", "trainer.profiler", "trainer.detect_anomaly"),
-    *("trainer.num_sanity_val_steps", "trainer.use_distributed_sampler"),
-    *("ckpt_path", "resume_training", "without_using_gate"),  # said by `start` and `lambda_l0`
-}
-OF_GATES = {  # without meaning when there are none
-    *("lambda_warmup", "cost", "target_sparsity", "target_warmup", "settle_epochs", "dual_lr"),
-    *("min_open_channels", "gate_reductions", "keep_gates", "droprate_init", "gate_lr"),
-    "loga_bounds",
-    *("round_to", "model.gate_reductions", "model.droprate_init", "model.temperature"),
-    *("model.sampling", "model.gate_inputs"),
-}
 
 
-BY_LAYER = ("lambda_l0", "target_sparsity")  # a number, or {pattern of layers: number}
+def comparable(config: dict) -> dict[str, Any]:
+    """What decides the result of a run, which two runs that are the same have in common."""
+    flat = {k: v for k, v in flatten(config).items() if Role.NO_EFFECT not in roles_of(k)}
+    places = [key for key in flat if Role.PATH in roles_of(key) and isinstance(flat[key], str)]
+    return flat | {key: str(Path(flat[key]).expanduser().resolve()) for key in places}
+
+
+def differences(old: dict, new: dict) -> list[tuple[str, Any, Any]]:
+    """(key, old value, new value) of all values that differ in two plain configurations; classes
+    are compared by name, whichever module an older version had them in."""
+    old, new = flatten(old), flatten(new)
+    keys = [*old, *(key for key in new if key not in old)]
+    pairs = [(key, old.get(key), new.get(key)) for key in keys]
+    return [(key, before, now) for key, before, now in pairs if before != now]
 
 
 def reported_settings(config: dict) -> dict[str, Any]:
@@ -38,12 +40,10 @@ def reported_settings(config: dict) -> dict[str, Any]:
     settings = {
         key: value
         for key, value in flat.items()
-        if key not in LEFT_OUT
-        and (key == AVERAGING or key.partition(".")[0] not in GROUPS_LEFT_OUT)
-        and not repeats_flat_key(key, flat)
+        if Role.UNSEEN not in roles_of(key) and not repeats_flat_key(key, flat)
     }
     if config.get("without_using_gate"):
-        settings = {key: value for key, value in settings.items() if key not in OF_GATES}
+        settings = {k: v for k, v in settings.items() if Role.OF_GATES not in roles_of(k)}
         settings["lambda_l0"] = "no gates"
     elif config.get("target_sparsity") is not None:
         settings["lambda_l0"] = None
@@ -51,17 +51,23 @@ def reported_settings(config: dict) -> dict[str, Any]:
 
 
 def flatten(config: dict, prefix: str = "") -> dict[str, Any]:
-    """{dotted key: value}; `optimizer._target_` becomes `optimizer`, the last part of its name."""
-    flat = {}
+    """{dotted key: value}; `optimizer._target_` becomes `optimizer`, the last part of its name.
+
+    Raises:
+        ValueError: it is larger or deeper than settings are.
+    """
+    if prefix.count(".") > DEEPEST:
+        raise ValueError(f"settings are nested too deeply: {prefix}")
+    flat: dict[str, Any] = {}
     for key, value in config.items():
-        if prefix + key in BY_LAYER and isinstance(value, dict):
-            flat[key] = ", ".join(f"{layers}: {each}" for layers, each in value.items())
-        elif isinstance(value, dict):
+        if isinstance(value, dict) and Role.BY_LAYER not in roles_of(prefix + key):
             flat |= flatten(value, f"{prefix}{key}.")
         elif key == "_target_":
             flat[prefix.removesuffix(".")] = str(value).rpartition(".")[2]
         elif key != "_partial_":
             flat[f"{prefix}{key}"] = value
+        if len(flat) > MOST:
+            raise ValueError(f"more than {MOST} settings")
     return flat
 
 

@@ -1,15 +1,22 @@
-"""Checks of the devices that are asked for; torch is imported only to count GPUs."""
+"""Has this machine what is asked for: devices, a compiler, trackers? Torch is imported only to
+count GPUs."""
 
 import os
+import shutil
+from importlib.util import find_spec
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from sparsereg.commands.settings import is_count
+from sparsereg.commands.values import is_count
 from sparsereg.errors import UserError
 
 
 def check_devices(trainer: DictConfig) -> None:
     """Raise UserError when a GPU, or more devices than there are, is asked for."""
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        check_sweep(trainer)
     accelerator, devices = trainer.accelerator, trainer.devices
     available = os.cpu_count() if accelerator == "cpu" else count_gpus(accelerator)
     if available == 0:
@@ -20,6 +27,10 @@ def check_devices(trainer: DictConfig) -> None:
             )
         available = os.cpu_count()
     on_gpu = accelerator != "cpu" and count_gpus(accelerator) > 0
+    if trainer.precision == "16-mixed" and not on_gpu:
+        raise UserError(
+            "trainer.precision=16-mixed needs a GPU; on a CPU use bf16-mixed or 32-true"
+        )
     asked = len(devices) if on_gpu and OmegaConf.is_list(devices) else devices
     if asked == "auto" or (on_gpu and asked in ("-1", -1)):
         return
@@ -29,6 +40,11 @@ def check_devices(trainer: DictConfig) -> None:
         raise UserError(f"trainer.devices={devices} must be a whole number of at least 1, or auto")
     if asked > available:
         raise UserError(f"trainer.devices={devices}: this machine has {available}")
+
+
+def is_first_process() -> bool:
+    """The one of a distributed run that speaks."""
+    return os.environ.get("LOCAL_RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
 def check_sweep(trainer: DictConfig) -> None:
@@ -49,3 +65,15 @@ def count_gpus(accelerator: str) -> int:
     if torch.backends.mps.is_available() and accelerator != "cuda":
         return 1
     return torch.cuda.device_count()
+
+
+def check_trackers(cfg: DictConfig) -> None:
+    for name in ("wandb", "mlflow"):
+        if cfg.logger.get(name) is not None and find_spec(name) is None:
+            raise UserError(f"logger={name} needs: pip install -r requirements-trackers.txt")
+
+
+def check_compiler() -> None:
+    """torch.compile writes C++, on a GPU too for what surrounds its kernels."""
+    if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+        raise UserError("compile=true needs a C++ compiler: install g++ or clang++")

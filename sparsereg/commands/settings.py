@@ -1,237 +1,206 @@
-"""Checks of each setting, made before anything slow is imported; no torch here."""
+"""ONE table of settings: what each must be, in which words, and its roles. No torch here.
 
-import math
-import os
-import shutil
-from collections.abc import Callable
-from importlib.util import find_spec
-from typing import Any
+A new setting is one row; every list of settings that the code needs is derived from the roles.
+"""
+
+from enum import Flag, auto
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from sparsereg.commands.checks import check_finetuning, check_gates
-from sparsereg.errors import UserError
-from sparsereg.files import check_checkpoint_file
-
-COSTS = ("channels", "params", "macs", "weights")
-ACTIVATIONS = ("relu", "leakyrelu", "gelu", "tanh")
-SAMPLING = ("per_sample", "per_batch")
-LIBRARIES = ("sparsereg", "torchvision", "timm")
-ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
-MISSING = object()
+from sparsereg import choices
+from sparsereg.commands import values as v
 
 
-def is_bool(value: Any) -> bool:
-    return isinstance(value, bool)
+class Role(Flag):
+    """What a setting means to the commands, beside its effect."""
+
+    NONE = 0
+    STARTS = auto()  # what starts this run only: no other run repeats it
+    KEPT = auto()  # a resumed run keeps it
+    OF_GATES = auto()  # without meaning when there are no gates
+    NEEDS_GATES = auto()  # asks for something that only gates can do
+    UNSEEN = auto()  # what a run shows and where things lie: no column of a report
+    NO_EFFECT = auto()  # leaves the result as it is: runs that differ in it are the same
+    PATH = auto()  # the same file or folder, however it is written
+    MACHINE = auto()  # where things lie, are logged or sent, and devices: never from a file
+    BY_LAYER = auto()  # one value for all layers, or {pattern of names: value}
+    AGAIN = auto()  # the same, and the result depends on it: a resumed run needs it again
 
 
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not is_bool(value) and math.isfinite(value)
+class Setting(NamedTuple):
+    check: v.Check
+    wanted: str
+    roles: Role = Role.NONE
+    needs: str = ""  # the setting without which it means nothing
 
 
-def is_count(value: Any) -> bool:
-    return isinstance(value, int) and not is_bool(value) and value >= 1
+STARTS, KEPT, PATH = Role.STARTS | Role.MACHINE, Role.KEPT, Role.PATH
+MACHINE = Role.MACHINE
+AGAIN = Role.AGAIN | MACHINE
+OF_GATES, BY_LAYER = Role.OF_GATES, Role.BY_LAYER
+NEEDS_GATES = Role.NEEDS_GATES | OF_GATES
+OF_TARGET = (OF_GATES | KEPT, "target_sparsity")
+UNSEEN = Role.UNSEEN
+NO_EFFECT = Role.NO_EFFECT | UNSEEN
 
-
-def is_positive(value: Any) -> bool:
-    return is_number(value) and value > 0
-
-
-def is_text(value: Any) -> bool:
-    return isinstance(value, str) and value != ""
-
-
-def is_list_of(check: Callable[[Any], bool], value: Any) -> bool:
-    return OmegaConf.is_list(value) and all(check(item) for item in value)
-
-
-def by_layer(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    """A check of one value, or of that for each of some patterns of layer names."""
-
-    def check_all(value: Any) -> bool:
-        if not OmegaConf.is_dict(value):
-            return check(value)
-        return len(value) > 0 and all(map(check, value.values()))
-
-    return check_all
-
-
-def is_batch_limit(value: Any) -> bool:
-    return value is None or is_count(value) or (is_number(value) and 0 < value <= 1)
-
-
-def is_bool_or_null(value: Any) -> bool:
-    return value is None or is_bool(value)
-
-
-class OneOf(tuple):
-    """A check that the value is one of a few names."""
-
-    def __call__(self, value: Any) -> bool:
-        return value in self
-
-
-GROUP_NEEDED = (lambda v: v is not None, "left as it is")
-BOOL = (is_bool, "true or false")
-BOOL_OR_NULL = (is_bool_or_null, "true, false or null")
-COUNT = (is_count, "a whole number of at least 1")
-COUNT_OR_0 = (lambda v: v == 0 or is_count(v), "a whole number of at least 0")
-POSITIVE = (is_positive, "a positive number")
-POSITIVE_OR_NULL = (lambda v: v is None or is_positive(v), "a positive number, or null")
-NOT_NEGATIVE = (lambda v: is_number(v) and v >= 0, "a number of at least 0")
-NOT_NEGATIVE_OR_NULL = (
-    lambda v: v is None or (is_number(v) and v >= 0),
-    "a number of at least 0, or null",
-)
-INSIDE_0_1 = (lambda v: is_number(v) and 0 < v < 1, "above 0 and below 1")
-SEED = (lambda v: v == 0 or (is_count(v) and v < 2**32), "a whole number from 0 to 4294967295")
-TEXT = (is_text, "a path")
-TEXT_OR_NULL = (lambda v: v is None or is_text(v), "a path, or null")
-PATTERNS = (lambda v: is_text(v) or is_list_of(is_text, v), "names of layers, with * and ?")
-LIMIT = (is_batch_limit, "a number of batches, a share in (0, 1], or null")
-
-CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {  # key: check, what is wanted
-    "ckpt_path": TEXT_OR_NULL,
-    "resume_training": BOOL,
-    "without_using_gate": BOOL,
-    "lambda_l0": (by_layer(NOT_NEGATIVE[0]), "a number of at least 0, or {layers: number, …}"),
-    "lambda_warmup": NOT_NEGATIVE,
-    "cost": (OneOf(COSTS), "one of " + ", ".join(COSTS)),
-    "target_sparsity": (
-        lambda v: v is None or by_layer(INSIDE_0_1[0])(v),
+SETTINGS: dict[str, Setting] = {
+    "ckpt_path": Setting(*v.TEXT_OR_NULL, STARTS | PATH | UNSEEN),  # a report says `start`
+    "resume_training": Setting(*v.BOOL, STARTS | UNSEEN),
+    "without_using_gate": Setting(*v.BOOL, UNSEEN),  # a report says so instead of lambda_l0
+    "lambda_l0": Setting(*v.by_layer(v.NOT_NEGATIVE), OF_GATES | BY_LAYER),
+    "lambda_warmup": Setting(*v.NOT_NEGATIVE, NEEDS_GATES),
+    "cost": Setting(*v.one_of(choices.COSTS), OF_GATES | KEPT),
+    "target_sparsity": Setting(
+        v.or_null(v.by_layer(v.INSIDE_0_1)[0]),
         "above 0 and below 1 (0.6 is 60 % less), {layers: such a number, …}, or null",
+        NEEDS_GATES | KEPT | BY_LAYER,
     ),
-    "target_warmup": NOT_NEGATIVE_OR_NULL,
-    "settle_epochs": NOT_NEGATIVE_OR_NULL,
-    "dual_lr": POSITIVE_OR_NULL,
-    "min_open_channels": COUNT_OR_0,
-    "gate_reductions": BOOL,
-    "keep_gates": BOOL,
-    "droprate_init": INSIDE_0_1,
-    "gate_lr": POSITIVE_OR_NULL,
-    "loga_bounds": (
-        lambda v: v is None or (is_list_of(is_number, v) and len(v) == 2 and v[0] < v[1]),
+    "target_warmup": Setting(*v.NOT_NEGATIVE_OR_NULL, *OF_TARGET),
+    "settle_epochs": Setting(*v.NOT_NEGATIVE_OR_NULL, *OF_TARGET),
+    "dual_lr": Setting(*v.POSITIVE_OR_NULL, *OF_TARGET),
+    "min_open_channels": Setting(*v.COUNT_OR_0, OF_GATES | KEPT),
+    "gate_reductions": Setting(*v.BOOL, NEEDS_GATES),
+    "keep_gates": Setting(*v.BOOL, NEEDS_GATES, "ckpt_path"),
+    "droprate_init": Setting(*v.INSIDE_0_1, OF_GATES),
+    "gate_lr": Setting(*v.POSITIVE_OR_NULL, OF_GATES | KEPT),
+    "loga_bounds": Setting(
+        v.or_null(v.is_interval),
         "two numbers [low, high] with low < high, or null",
+        OF_GATES | KEPT,
     ),
-    "finetune_epochs": COUNT_OR_0,
-    "finetune_lr": POSITIVE_OR_NULL,
-    "round_to": COUNT,
-    "seed": SEED,
-    "flip_tta": BOOL,
-    "output_dir": TEXT,
-    "skip_finished": BOOL,
-    "compile": BOOL,
-    "matmul_precision": (OneOf(("highest", "high", "medium")), "highest, high or medium"),
-    "model.act_fn_name": (OneOf(ACTIVATIONS), "one of " + ", ".join(ACTIVATIONS)),
-    "model.without_using_gate": BOOL,
-    "model.gate_reductions": BOOL,
-    "model.droprate_init": INSIDE_0_1,
-    "model.temperature": (lambda v: is_number(v) and 0 < v <= 1, "above 0 and at most 1"),
-    "model.sampling": (OneOf(SAMPLING), "one of " + ", ".join(SAMPLING)),
-    "model.library": (OneOf(LIBRARIES), "one of " + ", ".join(LIBRARIES)),
-    "model.name": (is_text, "the name of a network"),
-    "model.pretrained": TEXT_OR_NULL,
-    "model.include": PATTERNS,
-    "model.exclude": PATTERNS,
-    "model.gate_inputs": PATTERNS,
-    "data.root": TEXT,
-    "data.cache_dir": TEXT_OR_NULL,
-    "data.name": (OneOf(("cifar10", "cifar100")), "cifar10 or cifar100"),
-    "data.image_size": COUNT,
-    "data.val_fraction": INSIDE_0_1,
-    "data.batch_size": COUNT,
-    "data.eval_batch_size": COUNT,
-    "data.seed": SEED,
-    "data.flip": BOOL,
-    "data.crop_padding": COUNT_OR_0,
-    "data.cutout": COUNT_OR_0,
-    "loss.label_smoothing": (lambda v: is_number(v) and 0 <= v < 1, "from 0 to below 1"),
-    "loss.teacher": TEXT_OR_NULL,
-    "loss.teacher_weight": (lambda v: is_number(v) and 0 < v <= 1, "above 0 and at most 1"),
-    "loss.teacher_temperature": POSITIVE,
-    "optimizer.lr": POSITIVE,
-    "optimizer.weight_decay": NOT_NEGATIVE,
-    "optimizer.betas": (
-        lambda v: is_list_of(lambda b: is_number(b) and 0 <= b < 1, v) and len(v) == 2,
+    "finetune_epochs": Setting(*v.COUNT_OR_0),
+    "finetune_lr": Setting(*v.POSITIVE_OR_NULL, needs="finetune_epochs"),
+    "round_to": Setting(*v.COUNT, OF_GATES, "finetune_epochs"),
+    "seed": Setting(*v.SEED),
+    "flip_tta": Setting(*v.BOOL),
+    "output_dir": Setting(*v.TEXT, NO_EFFECT | PATH | MACHINE),
+    "skip_finished": Setting(*v.BOOL, NO_EFFECT | MACHINE),
+    "compile": Setting(*v.BOOL, MACHINE),
+    "wait_for_processes": Setting(*v.POSITIVE, NO_EFFECT | MACHINE),
+    "matmul_precision": Setting(
+        *v.one_of(("highest", "high", "medium"), "highest, high or medium")
+    ),
+    "model": Setting(*v.GROUP, KEPT),
+    "model.act_fn_name": Setting(*v.one_of(choices.ACTIVATIONS)),
+    "model.without_using_gate": Setting(*v.BOOL),
+    "model.gate_reductions": Setting(*v.BOOL, OF_GATES),
+    "model.droprate_init": Setting(*v.INSIDE_0_1, OF_GATES),
+    "model.temperature": Setting(*v.SHARE, OF_GATES),
+    "model.sampling": Setting(*v.one_of(choices.SAMPLING), OF_GATES),
+    "model.library": Setting(*v.one_of(choices.LIBRARIES)),
+    "model.name": Setting(v.is_text, "the name of a network"),
+    "model.pretrained": Setting(*v.TEXT_OR_NULL, STARTS | PATH),
+    "model.include": Setting(*v.PATTERNS, OF_GATES),
+    "model.exclude": Setting(*v.PATTERNS, OF_GATES),
+    "model.gate_inputs": Setting(*v.PATTERNS, OF_GATES),
+    "data": Setting(*v.GROUP),
+    "data.root": Setting(*v.TEXT, PATH | UNSEEN | AGAIN),
+    "data.cache_dir": Setting(*v.TEXT_OR_NULL, PATH | NO_EFFECT | MACHINE),
+    "data.name": Setting(*v.one_of(("cifar10", "cifar100"), "cifar10 or cifar100")),
+    "data.image_size": Setting(*v.COUNT),
+    "data.val_fraction": Setting(*v.INSIDE_0_1),
+    "data.batch_size": Setting(*v.COUNT),
+    "data.eval_batch_size": Setting(*v.COUNT, UNSEEN),
+    "data.seed": Setting(*v.SEED),
+    "data.flip": Setting(*v.BOOL),
+    "data.crop_scale": Setting(
+        v.or_null(lambda value: v.is_range(value, 1)),
+        "null or two numbers [low, high] with 0 < low <= high <= 1",
+    ),
+    "data.crop_ratio": Setting(
+        v.is_range, "two numbers [low, high] with 0 < low <= high", needs="data.crop_scale"
+    ),
+    "data.crop_padding": Setting(*v.COUNT_OR_0),
+    "data.cutout": Setting(*v.COUNT_OR_0),
+    "loss": Setting(*v.GROUP),
+    "loss.label_smoothing": Setting(*v.FROM_0_BELOW_1),
+    "loss.teacher": Setting(*v.TEXT_OR_NULL, PATH | AGAIN),
+    "loss.teacher_weight": Setting(*v.SHARE, needs="loss.teacher"),
+    "loss.teacher_temperature": Setting(*v.POSITIVE, needs="loss.teacher"),
+    "optimizer": Setting(*v.GROUP, KEPT),
+    "optimizer.lr": Setting(*v.POSITIVE),
+    "optimizer.weight_decay": Setting(*v.NOT_NEGATIVE),
+    "optimizer.betas": Setting(
+        lambda value: v.is_list_of(v.FROM_0_BELOW_1[0], value) and len(value) == 2,
         "two numbers from 0 to below 1",
     ),
-    "optimizer.momentum": (lambda v: is_number(v) and 0 <= v < 1, "from 0 to below 1"),
-    "optimizer.nesterov": BOOL,
-    "optimizer.fused": BOOL_OR_NULL,
-    "scheduler.milestones": (lambda v: is_list_of(is_count, v), "a list of epochs, like [100,150]"),
-    "scheduler.gamma": POSITIVE,
-    "scheduler.pct_start": INSIDE_0_1,
-    "scheduler.div_factor": POSITIVE,
-    "scheduler.final_div_factor": POSITIVE,
-    "trainer.max_epochs": COUNT,
-    "trainer.accelerator": (OneOf(ACCELERATORS), "one of " + ", ".join(ACCELERATORS)),
-    "trainer.strategy": (OneOf(("auto", "ddp")), "auto or ddp"),
-    "trainer.num_nodes": COUNT,
-    "trainer.precision": (OneOf(PRECISIONS), "one of " + ", ".join(PRECISIONS)),
-    "trainer.gradient_clip_val": (lambda v: v is None or is_positive(v), "positive, or null"),
-    "trainer.accumulate_grad_batches": COUNT,
-    "trainer.check_val_every_n_epoch": COUNT,
-    "trainer.log_every_n_steps": COUNT,
-    "trainer.limit_train_batches": LIMIT,
-    "trainer.limit_val_batches": LIMIT,
-    "trainer.limit_test_batches": LIMIT,
-    "trainer.num_sanity_val_steps": (lambda v: v == 0 or is_count(v), "a number of batches"),
-    "trainer.enable_progress_bar": BOOL,
-    "trainer.enable_model_summary": BOOL,
-    "trainer.detect_anomaly": BOOL,
-    "trainer.benchmark": BOOL_OR_NULL,
-    "trainer.deterministic": BOOL_OR_NULL,
-    "trainer.use_distributed_sampler": (lambda v: v is False, "false"),
-    "trainer.profiler": (OneOf((None, "simple", "advanced")), "simple, advanced or null"),
-    "callbacks.checkpoints": GROUP_NEEDED,
-    "callbacks.checkpoints.evaluate": (OneOf(("best", "last")), "best or last"),
-    "callbacks.finite_weights": GROUP_NEEDED,
-    "callbacks.epoch_seed": GROUP_NEEDED,
-    "callbacks.average_weights.decay": INSIDE_0_1,
+    "optimizer.momentum": Setting(*v.FROM_0_BELOW_1),
+    "optimizer.nesterov": Setting(*v.BOOL),
+    "optimizer.fused": Setting(*v.BOOL_OR_NULL),
+    "scheduler": Setting(*v.GROUP, KEPT),
+    "scheduler.milestones": Setting(
+        lambda value: v.is_list_of(v.is_count, value), "a list of epochs, like [100,150]"
+    ),
+    "scheduler.gamma": Setting(*v.POSITIVE),
+    "scheduler.pct_start": Setting(*v.INSIDE_0_1),
+    "scheduler.div_factor": Setting(*v.POSITIVE),
+    "scheduler.final_div_factor": Setting(*v.POSITIVE),
+    "trainer": Setting(*v.GROUP, UNSEEN),
+    "trainer.max_epochs": Setting(*v.COUNT),
+    "trainer.accelerator": Setting(*v.one_of(choices.ACCELERATORS), MACHINE),
+    "trainer.devices": Setting(*v.DEVICES, AGAIN),
+    "trainer.num_nodes": Setting(*v.COUNT, AGAIN),
+    "trainer.strategy": Setting(*v.one_of(("auto", "ddp"), "auto or ddp"), MACHINE),
+    "trainer.precision": Setting(*v.one_of(choices.PRECISIONS)),
+    "trainer.gradient_clip_val": Setting(v.or_null(v.is_positive), "positive, or null"),
+    "trainer.accumulate_grad_batches": Setting(*v.COUNT),
+    "trainer.check_val_every_n_epoch": Setting(*v.COUNT),
+    "trainer.log_every_n_steps": Setting(*v.COUNT, NO_EFFECT),
+    "trainer.limit_train_batches": Setting(*v.LIMIT),
+    "trainer.limit_val_batches": Setting(*v.LIMIT),
+    "trainer.limit_test_batches": Setting(*v.LIMIT),
+    "trainer.num_sanity_val_steps": Setting(v.is_index, "a number of batches", UNSEEN),
+    "trainer.enable_progress_bar": Setting(*v.BOOL, NO_EFFECT),
+    "trainer.enable_model_summary": Setting(*v.BOOL, NO_EFFECT),
+    "trainer.detect_anomaly": Setting(*v.BOOL, UNSEEN),
+    "trainer.benchmark": Setting(*v.BOOL_OR_NULL),
+    "trainer.deterministic": Setting(*v.BOOL_OR_NULL),
+    "trainer.use_distributed_sampler": Setting(*v.one_of((False,), "false"), UNSEEN),
+    "trainer.profiler": Setting(
+        *v.one_of((None, "simple", "advanced"), "simple, advanced or null"), NO_EFFECT
+    ),
+    "callbacks": Setting(*v.GROUP),
+    "callbacks.*": Setting(*v.GROUP_OR_NULL, UNSEEN),
+    "callbacks.checkpoints": Setting(*v.GROUP, UNSEEN),
+    "callbacks.checkpoints.evaluate": Setting(*v.one_of(("best", "last"), "best or last")),
+    "callbacks.finite_weights": Setting(*v.GROUP, UNSEEN),
+    "callbacks.epoch_seed": Setting(*v.GROUP, UNSEEN),
+    "callbacks.epoch_seed.seed": Setting(*v.SEED, UNSEEN),
+    "callbacks.learning_rate.logging_interval": Setting(
+        *v.one_of(("epoch", "step", None), "epoch, step or null"), UNSEEN
+    ),
+    "callbacks.average_weights.decay": Setting(*v.INSIDE_0_1),  # a report has it: null, no average
+    "logger": Setting(*v.GROUP, MACHINE),
+    "logger.*": Setting(*v.GROUP_OR_NULL, NO_EFFECT | MACHINE),
+    "logger.csv.flush_logs_every_n_steps": Setting(*v.COUNT, NO_EFFECT | MACHINE),
+    "logger.tensorboard.flush_secs": Setting(*v.COUNT, NO_EFFECT | MACHINE),
+    "runs": Setting(  # of report.py, as the following
+        lambda value: v.is_text(value) or (v.is_list_of(v.is_text, value) and len(value) > 0),
+        "a folder, or several: runs=[a,b]",
+    ),
+    "out": Setting(v.is_text, "a folder"),
+    "pictures": Setting(*v.COUNT_OR_0),
+    "results": Setting(v.or_null(v.is_text), "a folder, like docs/results"),
 }
 
 
-def check_settings(cfg: DictConfig) -> None:
-    """Raise UserError for the first setting that cannot be meant so."""
-    for key, (check, wanted) in CHECKS.items():
-        value = OmegaConf.select(cfg, key, default=MISSING)
-        if value is not MISSING and not check(value):  # not every option has every key
-            shown = "null" if value is None else value
-            raise UserError(f"{key}={shown} must be {wanted}")
-    every, epochs = cfg.trainer.check_val_every_n_epoch, cfg.trainer.max_epochs
-    if every > epochs:
-        raise UserError(
-            f"trainer.check_val_every_n_epoch={every} must be at most trainer.max_epochs={epochs}: "
-            "without validation there is no best.ckpt"
-        )
-    check_finetuning(cfg)
-    check_gates(cfg)
-    if cfg.loss.teacher is not None:
-        check_checkpoint_file(cfg.loss.teacher, "loss.teacher")
-    check_trackers(cfg)
-    if cfg.compile:
-        check_compiler()
-    if cfg.ckpt_path is not None:
-        check_checkpoint_file(cfg.ckpt_path)
-    elif cfg.resume_training:
-        raise UserError(
-            "resume_training=true needs ckpt_path=…/last.ckpt, the checkpoint to go on from"
-        )
+def roles_of(key: str) -> Role:
+    """The roles of a setting; callbacks and loggers share those of their group's other settings."""
+    row = SETTINGS.get(key) or SETTINGS.get(f"{key.partition('.')[0]}.*")
+    return row.roles if row else Role.NONE
 
 
-def check_trackers(cfg: DictConfig) -> None:
-    for name in ("wandb", "mlflow"):
-        if cfg.logger.get(name) is not None and find_spec(name) is None:
-            raise UserError(f"logger={name} needs: pip install -r requirements-trackers.txt")
+def settings_with(role: Role) -> list[str]:
+    """The settings that have a role, in the order of the table."""
+    return [key for key, setting in SETTINGS.items() if role in setting.roles]
 
 
-def check_compiler() -> None:
-    """torch.compile writes C++, on a GPU too for what surrounds its kernels."""
-    if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
-        raise UserError("compile=true needs a C++ compiler: install g++ or clang++")
+def settings_that_need(key: str) -> list[str]:
+    """The settings that mean nothing without another."""
+    return [name for name, setting in SETTINGS.items() if setting.needs == key]
 
 
-def to_plain(cfg: DictConfig) -> dict:
+def to_plain(cfg: DictConfig) -> dict[str, Any]:
     """The configuration as plain, resolved Python types."""
     return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)

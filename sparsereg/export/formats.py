@@ -1,4 +1,5 @@
-"""A folded network as files that run without this project: torch.export and ONNX."""
+"""A cut network as files: compact.pt, for this project, and those that run without it, of
+torch.export and ONNX."""
 
 import importlib
 import io
@@ -7,11 +8,51 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from sparsereg.checkpoint import write_atomically
+from sparsereg.checkpoint import load, read_checkpoint, save
+from sparsereg.compact import compact
+from sparsereg.errors import UserError
+from sparsereg.files import write_atomically
+from sparsereg.runs.folder import compact_folder
+from sparsereg.sparsity.size import dense_size
+from sparsereg.surgery.plain_graph import describe
 
 TOLERANCE = 1e-4  # largest difference of logits, relative to the largest logit
+
+
+def cut_file(path: str | Path, round_to: int = 1) -> Path:
+    """Write compact.pt, weights and widths, into the `compact_folder` of the checkpoint `path`, and
+    return its path: all that is needed to use the cut network or to train it further.
+
+    Raises:
+        UserError: see `load` and `compact`; or the file cannot be written.
+    """
+    path, checkpoint, net = Path(path), read_checkpoint(path), load(path)
+    dense = dense_size(net, checkpoint["sparsereg"]["data"]["image_shape"])
+    file = compact_folder(path, round_to) / "compact.pt"
+    write_compact(compact(net, round_to), dense, checkpoint["sparsereg"], file)
+    return file
+
+
+def write_compact(small: fx.GraphModule, dense: dict, record: dict, file: Path) -> None:
+    """Write a cut network as a file that train.py, test.py and `sparsereg.load` take.
+
+    Args:
+        small: the network.
+        dense: `params` and `macs` of the one that it was cut from.
+        record: what the checkpoint of that one has under `sparsereg`.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {file.parent}: {error.strerror}") from error
+    state = {f"net.{name}": tensor for name, tensor in small.state_dict().items()}
+    network = describe(small) | {"dense": dense}
+    save({"state_dict": state, "sparsereg": record | {"network": network}}, file)
 
 
 def export(net: nn.Module, image_shape: tuple[int, int, int], folder: Path) -> dict[str, float]:

@@ -9,11 +9,12 @@ from rich.table import Table
 from torch import nn
 
 from sparsereg.compact import compact, fold, without_gates
+from sparsereg.errors import printable
 from sparsereg.export.latency import compare_latency, machine, speedup
 from sparsereg.graph.channels import ChannelGraph
+from sparsereg.graph.readers import kept
 from sparsereg.model.basic_l0_blocks import gate_layers
-from sparsereg.sparsity.size import count, dense_size, open_channels
-from sparsereg.training.results import open_channels_table
+from sparsereg.sparsity.size import count, dense_size, open_channels, open_channels_table
 
 BATCHES = {1: 31, 128: 9}  # images: rounds of measuring
 PEER = "dense folded"
@@ -58,7 +59,7 @@ def report(
         "machine": machine(),
         "channels": {name: len(gate.qz_loga) for name, gate in gate_layers(net).items()},
         "open_channels": open_channels(net),
-        "not_removable": ChannelGraph(net).kept,
+        "not_removable": kept(ChannelGraph(net)),
     }
 
 
@@ -89,7 +90,7 @@ def print_report(results: dict) -> None:
     console.print(f"sparsity {results['sparsity']:.4f}")
     console.print(open_channels_table(results["open_channels"]))
     for layer, why in results["not_removable"].items():
-        console.print(f"{layer} cannot be removed: {why}")
+        print(printable(f"{layer} cannot be removed: {why}"))
 
 
 def numbers_table(*columns: str) -> Table:

@@ -1,4 +1,4 @@
-"""Where in a network's own code something stopped the analysis of its channels."""
+"""A node of a traced network: its module, the line of code it comes from, and how to refuse it."""
 
 import linecache
 import re
@@ -8,7 +8,13 @@ from pathlib import Path
 import torch
 from torch import fx, nn
 
+from sparsereg.errors import UserError
+
 TORCH = str(Path(torch.__file__).parent)
+
+
+def module_of(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    return traced.get_submodule(node.target) if node.op == "call_module" else None
 
 
 def stopped_at(error: BaseException, net: nn.Module) -> str:
@@ -38,3 +44,13 @@ def place_of(node: fx.Node) -> str:
     own = stack[:-1] if node.op == "call_module" else stack  # the last is what is called
     name = own[-1][0] if own else "forward"
     return f" in {name or 'forward'}, {Path(file).name} line {line}, `{code.strip()}`"
+
+
+def refuse(traced: fx.GraphModule, node: fx.Node, detail: str = "") -> None:
+    """Raise UserError that names the operation."""
+    if node.op == "call_module":
+        module = module_of(traced, node)
+        what = f"{node.target} ({type(module).__name__}({module.extra_repr()}))"
+    else:
+        what = f"{getattr(node.target, '__name__', node.target)} ({node.format_node()})"
+    raise UserError(f"channels cannot be followed through {what}{place_of(node)}{detail}")

@@ -7,8 +7,8 @@ import torch
 from torch import fx, nn
 
 from sparsereg.errors import UserError
-from sparsereg.graph.nodes import stopped_at
-from sparsereg.graph.operations import FUNCTIONS, MODULES, MUL, NAMES, module_of, refuse
+from sparsereg.graph.nodes import module_of, refuse, stopped_at
+from sparsereg.graph.operations import FUNCTIONS, MODULES, NAMES, Kind
 
 
 class ChannelTracer(fx.Tracer):
@@ -74,7 +74,7 @@ def replace_shuffles(graph: fx.Graph) -> None:
 def drop_expansions(graph: fx.Graph) -> None:
     """`x * y.expand_as(x)` is `x * y`."""
     for node in graph.find_nodes(op="call_method", target="expand_as"):
-        if all(FUNCTIONS.get(NAMES.get(user.target)) == MUL for user in node.users):
+        if all(FUNCTIONS.get(NAMES.get(user.target)) == Kind.MUL for user in node.users):
             node.replace_all_uses_with(node.args[0])
 
 

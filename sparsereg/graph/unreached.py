@@ -1,16 +1,11 @@
 """Layers that no image reaches: their output is a constant, which is added, or multiplied, to what
 else is there. So ends the inside of a residual block whose gates are all closed."""
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor, fx, nn
 
 from sparsereg.errors import UserError
-from sparsereg.graph.operations import ADD, AFFINE, CONSTANT, GATE, MIX, MUL, POOLS, SCALE, ZERO
-from sparsereg.model.layers import ChannelScale, ChannelShift
-
-if TYPE_CHECKING:
-    from sparsereg.graph.channels import ChannelGraph
+from sparsereg.graph.channels import ChannelGraph
+from sparsereg.graph.operations import POOLS, Kind
 
 Constants = dict[fx.Node, tuple[int, Tensor]]  # addition or …: which side is constant, (C,)
 
@@ -19,7 +14,7 @@ class Collapsed(UserError):
     """Every channel that some layer reads is closed, and its output is needed."""
 
 
-def find_constants(channels: "ChannelGraph", present: dict[fx.Node, Tensor]) -> Constants:
+def find_constants(channels: ChannelGraph, present: dict[fx.Node, Tensor]) -> Constants:
     """The additions and multiplications with one side that no image reaches.
 
     Raises:
@@ -27,7 +22,7 @@ def find_constants(channels: "ChannelGraph", present: dict[fx.Node, Tensor]) -> 
     """
     constants: Constants = {}
     for node, kind in channels.kinds.items():
-        if kind == MIX and present[node].any():
+        if kind == Kind.MIX and present[node].any():
             [source] = channels.sources(node)
             if not present[source].any():
                 *chain, reader = way_to_reader(channels, node) or [None]
@@ -39,22 +34,22 @@ def find_constants(channels: "ChannelGraph", present: dict[fx.Node, Tensor]) -> 
     return constants
 
 
-def collapsed(channels: "ChannelGraph", layer: fx.Node) -> Collapsed:
+def collapsed(channels: ChannelGraph, layer: fx.Node) -> Collapsed:
     [source] = channels.sources(layer)
-    gates = [s.gate for s in channels.segments(channels.gate_of[source]) if s.gate]
+    gates = [name for name in channels.gate_layers_of(channels.gate_of[source]) if name]
     return Collapsed(
         f"every channel that {layer.target} reads is closed (gates {', '.join(gates)}): the image "
         "no longer reaches it. Use an earlier checkpoint, or train with a lower lambda_l0"
     )
 
 
-def way_to_reader(channels: "ChannelGraph", layer: fx.Node) -> list[fx.Node] | None:
+def way_to_reader(channels: ChannelGraph, layer: fx.Node) -> list[fx.Node] | None:
     """From `layer` to the addition or multiplication that alone reads it, over operations that keep
     a constant constant; None if something else does."""
     way = [layer]
     while len(way[-1].users) == 1:
         [reader] = way[-1].users
-        if channels.kinds[reader] in (ADD, MUL) and reader.args[0] is not reader.args[1]:
+        if channels.kinds[reader] in (Kind.ADD, Kind.MUL) and reader.args[0] is not reader.args[1]:
             return [*way, reader]
         if not keeps_constants(channels, reader):
             break
@@ -62,7 +57,7 @@ def way_to_reader(channels: "ChannelGraph", layer: fx.Node) -> list[fx.Node] | N
     return None
 
 
-def value_of(channels: "ChannelGraph", chain: list[fx.Node]) -> Tensor:
+def value_of(channels: ChannelGraph, chain: list[fx.Node]) -> Tensor:
     """What comes out at the end when the first of these layers reads zeros, (C,)."""
     module = channels.module(chain[0])
     value = module.weight.new_zeros(len(module.weight)) if module.bias is None else module.bias
@@ -72,29 +67,23 @@ def value_of(channels: "ChannelGraph", chain: list[fx.Node]) -> Tensor:
     return value.flatten()
 
 
-def keeps_constants(channels: "ChannelGraph", node: fx.Node) -> bool:
+def keeps_constants(channels: ChannelGraph, node: fx.Node) -> bool:
     """Does it make a constant of a constant, everywhere alike?"""
     module, kind = channels.module(node), channels.kinds[node]
     if isinstance(module, nn.Conv2d):
-        return kind in (MIX, AFFINE) and module.kernel_size == (1, 1) and module.padding == (0, 0)
+        return (
+            kind in (Kind.MIX, Kind.AFFINE)
+            and module.kernel_size == (1, 1)
+            and module.padding == (0, 0)
+        )
     name = type(module).__name__ if module is not None else str(node.target)
-    return kind in (SCALE, ZERO, CONSTANT, AFFINE, GATE) and not (name in POOLS or "pool" in name)
+    return kind in (Kind.SCALE, Kind.ZERO, Kind.CONSTANT, Kind.AFFINE, Kind.GATE) and not (
+        name in POOLS or "pool" in name
+    )
 
 
-def run(channels: "ChannelGraph", node: fx.Node, value: Tensor) -> Tensor:
+def run(channels: ChannelGraph, node: fx.Node, value: Tensor) -> Tensor:
     if node.op == "call_module":
         return channels.module(node)(value)
     arguments = [value if isinstance(argument, fx.Node) else argument for argument in node.args]
     return node.target(*arguments, **node.kwargs)
-
-
-def put_in(channels: "ChannelGraph", constants: Constants) -> None:
-    """One layer in place of each of these additions and multiplications."""
-    traced = channels.traced
-    for reader, (side, value) in constants.items():
-        is_sum, name = channels.kinds[reader] == ADD, f"constant_{reader.name}"
-        layer = (ChannelShift if is_sum else ChannelScale)(len(value)).to(value)
-        (layer.shift if is_sum else layer.scale).copy_(value)
-        traced.add_submodule(name, layer)
-        with traced.graph.inserting_before(reader):
-            reader.replace_all_uses_with(traced.graph.call_module(name, (reader.args[1 - side],)))

@@ -12,9 +12,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from sparsereg.choices import SAMPLING
+
 GAMMA, ZETA = -0.1, 1.1  # limits of the stretched concrete distribution, paper section 4.1
 EPSILON = 1e-6  # noise u stays in (ε, 1-ε), where its logit is finite
-SAMPLING = ("per_sample", "per_batch")
 GATES = "gates"  # the submodule under which a network has them that `insert_gates` has put in
 
 

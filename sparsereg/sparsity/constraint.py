@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from sparsereg.commands.checks import SETTLED, TARGET_WARMUP
+from sparsereg.choices import SETTLED, TARGET_WARMUP
 
 TOLERANCE = 0.01  # by which a sparsity may miss its target
 DUAL_TRAVEL = 200.0  # default of dual_lr · (1 - target) · steps: higher targets need a larger λ

@@ -14,7 +14,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.utils.rnn import pad_sequence
 
 from sparsereg.graph.channels import ChannelGraph
-from sparsereg.graph.operations import AFFINE, GROUPED, MIX
+from sparsereg.graph.operations import Kind
 from sparsereg.model.basic_l0_blocks import gate_layers
 from sparsereg.sparsity.groups import group_sizes
 from sparsereg.sparsity.presence import NEVER, Presences, bottlenecks
@@ -69,7 +69,7 @@ class ExpectedCost(nn.Module):
     def forward(self, prob_open: Tensor) -> dict[str, Tensor]:
         """`prob_open`: for each gate P(z ≠ 0), in the order of `gate_layers(net)`, (gates,).
 
-        Returns the expected cost of each name in `settings.COSTS`, in [0, 1].
+        Returns the expected cost of each name in `choices.COSTS`, in [0, 1].
         """
         params, macs = self.totals(prob_open)
         return {
@@ -151,7 +151,7 @@ def highest(values: Tensor, groups: Tensor, number: int) -> Tensor:
 def terms(channels: ChannelGraph, presences: Presences, node: fx.Node) -> list[tuple[Tensor, ...]]:
     """The terms of one layer: how often each gate opens an input, an output, and lets it be read,
     (1 + gates,) each, and (parameters, multiply-adds) of a pair of channels and of an output."""
-    if channels.kinds[node] not in (MIX, GROUPED, AFFINE):
+    if channels.kinds[node] not in (Kind.MIX, Kind.GROUPED, Kind.AFFINE):
         return []
     [source] = channels.sources(node)
     inputs = [presences.table[n].gate for n in presences.of[source].tolist() if n != NEVER]
@@ -181,7 +181,7 @@ def prices(channels: ChannelGraph, node: fx.Node, c_in: int, c_out: int) -> tupl
     tensors = dict(module.named_parameters())
     own = sum(p.numel() for name, p in tensors.items() if name != "weight") / c_out
     weights = tensors["weight"].numel() if "weight" in tensors else 0
-    if channels.kinds[node] == MIX:
+    if channels.kinds[node] == Kind.MIX:
         pair = weights / (c_in * c_out)
         return torch.tensor([pair, pair * positions]), torch.tensor([own, 0])
     # grouped: as many inputs as ever; or a BatchNorm, whose arithmetic is not counted

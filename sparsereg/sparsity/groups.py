@@ -5,19 +5,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from sparsereg.graph.channels import ChannelGraph
-from sparsereg.graph.operations import (
-    ADD,
-    AFFINE,
-    CAT,
-    FLATTEN,
-    GATE,
-    GROUPED,
-    INPUT,
-    MIX,
-    MUL,
-    OUTPUT,
-    SELECT,
-)
+from sparsereg.graph.operations import Kind
 
 
 def group_sizes(channels: ChannelGraph) -> Tensor:
@@ -28,7 +16,7 @@ def group_sizes(channels: ChannelGraph) -> Tensor:
     """
     sizes = torch.zeros(len(channels.channel_gate))
     for node, kind in channels.kinds.items():
-        if kind == GATE:
+        if kind == Kind.GATE:
             [source] = channels.sources(node)
             filters = None if node in channels.positions else filter_weights(channels, source)
             size = weights_behind(channels, node) if filters is None else filters
@@ -39,31 +27,31 @@ def group_sizes(channels: ChannelGraph) -> Tensor:
 def filter_weights(channels: ChannelGraph, node: fx.Node) -> Tensor | None:
     """Weights of the filters that make each channel, (C,); None if it is not filters alone."""
     kind, module = channels.kinds[node], channels.module(node)
-    if kind in (MIX, GROUPED):
+    if kind in (Kind.MIX, Kind.GROUPED):
         is_conv = isinstance(module, nn.Conv2d)
         each = module.weight[0].numel()
         return torch.full((len(module.weight),), float(each)) if is_conv else None
-    if kind in (INPUT, FLATTEN):
+    if kind in (Kind.INPUT, Kind.FLATTEN):
         return None
     before = [filter_weights(channels, source) for source in channels.sources(node)]
     if any(weights is None for weights in before):
         return None
-    if kind == CAT:
+    if kind == Kind.CAT:
         return torch.cat(before)
-    if kind == SELECT:
+    if kind == Kind.SELECT:
         return before[0][channels.order[node]]
-    depthwise = kind == AFFINE and isinstance(module, nn.Conv2d)
+    depthwise = kind == Kind.AFFINE and isinstance(module, nn.Conv2d)
     own = module.weight[0].numel() if depthwise else 0
-    return (sum(before) if kind in (ADD, MUL) else before[0]) + own
+    return (sum(before) if kind in (Kind.ADD, Kind.MUL) else before[0]) + own
 
 
 def weights_behind(channels: ChannelGraph, node: fx.Node) -> Tensor:
     """Weights with which layers read one channel of a node, ()."""
     total = torch.tensor(0.0)
     for user in node.users:
-        if channels.kinds[user] in (MIX, GROUPED):
+        if channels.kinds[user] in (Kind.MIX, Kind.GROUPED):
             [source] = channels.sources(user)
             total += channels.module(user).weight.numel() / len(channels.gate_of[source])
-        elif channels.kinds[user] != OUTPUT:
+        elif channels.kinds[user] != Kind.OUTPUT:
             total += weights_behind(channels, user)
     return total

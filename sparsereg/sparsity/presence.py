@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from sparsereg.graph.channels import NO_GATE, ChannelGraph
-from sparsereg.graph.operations import MIX
+from sparsereg.graph.operations import Kind
 from sparsereg.graph.readers import settle
 from sparsereg.graph.unreached import way_to_reader
 
@@ -52,7 +52,7 @@ class Presences:
             channels, self.read, self.either, self.lift, always=ALWAYS, never=NEVER
         )
         for node, kind in channels.kinds.items():
-            if kind == MIX:
+            if kind == Kind.MIX:
                 self.may_be_constant(channels, node)
 
     def number(self, presence: Presence) -> int:
@@ -116,7 +116,7 @@ class Presences:
 def bottlenecks(channels: ChannelGraph) -> list[list[int]]:
     """Sets of gates through which everything goes that some layer reads: were all of one set
     closed, the image would not reach that layer."""
-    layers = [node for node, kind in channels.kinds.items() if kind == MIX]
+    layers = [node for node, kind in channels.kinds.items() if kind == Kind.MIX]
     read_by = [channels.gate_of[channels.sources(node)[0]] for node in layers]
     sets = {tuple(gates.unique().tolist()) for gates in read_by}
     return [list(gates) for gates in sorted(sets) if NO_GATE not in gates]

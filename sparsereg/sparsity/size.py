@@ -4,10 +4,14 @@ the tensors of the networks themselves."""
 import copy
 
 import torch
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sparsereg.compact import Collapsed, compact
+from sparsereg.errors import printable
 from sparsereg.model.basic_l0_blocks import L0Gate, deterministic_gate, gate_layers
 
 
@@ -35,6 +39,21 @@ def open_channels(net: nn.Module) -> dict[str, int]:
     is_open = deterministic_gate(torch.cat(list(gates.values()))).gt(0).cpu()  # one copy for all
     layers = is_open.split([len(qz_loga) for qz_loga in gates.values()])
     return {name: int(layer.sum()) for name, layer in zip(gates, layers, strict=True)}
+
+
+def open_channels_table(layers: dict[str, int]) -> Table:
+    """A row for each block, where all names are block/branch, else for each layer."""
+    if not all("/" in name for name in layers):
+        table = Table("open channels of", "all")
+        for layer, width in layers.items():
+            table.add_row(Text(printable(layer)), str(width))
+        return table
+    branches = list(dict.fromkeys(name.split("/")[1] for name in layers))
+    table = Table("open channels", *map(escape, map(printable, branches)), "all")
+    for block in dict.fromkeys(name.split("/")[0] for name in layers):
+        widths = [layers[f"{block}/{branch}"] for branch in branches]
+        table.add_row(Text(printable(block)), *map(str, widths), str(sum(widths)))
+    return table
 
 
 def measure(net: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, float]:

@@ -6,20 +6,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from sparsereg.graph.channels import ChannelGraph
-from sparsereg.graph.operations import (
-    AFFINE,
-    CAT,
-    FLATTEN,
-    GATE,
-    MIX,
-    MUL,
-    SCALE,
-    SELECT,
-    SPLIT,
-)
-from sparsereg.graph.unreached import Collapsed, find_constants, put_in
+from sparsereg.graph.operations import Kind
+from sparsereg.graph.readers import present as find_present
+from sparsereg.graph.unreached import Collapsed, Constants, find_constants
 from sparsereg.model.basic_l0_blocks import L0Gate
-from sparsereg.model.layers import ChannelScale, ChannelSelect
+from sparsereg.model.layers import ChannelScale, ChannelSelect, ChannelShift
 
 __all__ = ["Collapsed", "cut"]
 
@@ -31,11 +22,11 @@ def cut(
 ) -> fx.GraphModule:
     """Multiply gate values into the weights, and remove the channels whose gate is not kept."""
     is_kept = torch.cat([torch.zeros(0, dtype=torch.bool), *(k.cpu() for k in kept.values())])
-    present = channels.present(is_kept.long())
+    present = find_present(channels, is_kept.long())
     with torch.no_grad():
         constants = find_constants(channels, present)
         for node, kind in channels.kinds.items():
-            if kind == GATE and present[node].any():
+            if kind == Kind.GATE and present[node].any():
                 apply_gate(channels, node, values[node.target])
         for node in present:
             if present[node].any():
@@ -72,7 +63,7 @@ def find_producer(channels: ChannelGraph, gate: fx.Node) -> fx.Node | None:
     """The BatchNorm, convolution or linear layer whose outputs can be scaled in place of `gate`:
     what lies between commutes with a positive factor, and nobody else reads it."""
     [node] = channels.sources(gate)
-    while channels.kinds[node] == SCALE and len(node.users) == 1:
+    while channels.kinds[node] == Kind.SCALE and len(node.users) == 1:
         [node] = channels.sources(node)
     is_layer = getattr(channels.module(node), "weight", None) is not None
     return node if is_layer and len(node.users) == 1 else None
@@ -81,7 +72,7 @@ def find_producer(channels: ChannelGraph, gate: fx.Node) -> fx.Node | None:
 def offsets(channels: ChannelGraph, user: fx.Node, node: fx.Node) -> list[int]:
     """Where the channels of `node` begin among those of its reader `user`."""
     sources = channels.sources(user)
-    if channels.kinds[user] != CAT:
+    if channels.kinds[user] != Kind.CAT:
         return [0] * sources.count(node)
     starts = accumulate((len(channels.gate_of[source]) for source in sources), initial=0)
     return [start for source, start in zip(sources, starts, strict=False) if source is node]
@@ -94,10 +85,10 @@ def find_readers(
     if something reads them that does not commute with a positive factor."""
     found = []
     for user in node.users:
-        if channels.kinds[user] == MIX:
+        if channels.kinds[user] == Kind.MIX:
             found.append((user, first))
             continue
-        if channels.kinds[user] not in (SCALE, FLATTEN, CAT, MUL):
+        if channels.kinds[user] not in (Kind.SCALE, Kind.FLATTEN, Kind.CAT, Kind.MUL):
             return None
         for offset in offsets(channels, user, node):
             behind = find_readers(channels, user, first + offset)
@@ -108,18 +99,18 @@ def find_readers(
 
 
 def narrow(channels: ChannelGraph, node: fx.Node, present: dict[fx.Node, Tensor]) -> None:
-    """Leave only the channels that are present, of one operation; a GROUPED one has all."""
+    """Leave only the channels that are present, of one operation; a Kind.GROUPED one has all."""
     kind, module = channels.kinds[node], channels.module(node)
     remaining = present[node].nonzero().flatten()
     sources = channels.sources(node)
-    if kind == CAT:
+    if kind == Kind.CAT:
         node.args, node.kwargs = ([s for s in sources if present[s].any()], 1), {}
         if len(node.args[0]) == 1:
             node.replace_all_uses_with(node.args[0][0])
-    elif kind == GATE and isinstance(module, L0Gate):
+    elif kind == Kind.GATE and isinstance(module, L0Gate):
         selected = node in channels.positions and select(channels, node, present)
         node.replace_all_uses_with(selected or sources[0])
-    elif kind == MIX:
+    elif kind == Kind.MIX:
         width = len(present[sources[0]])
         positions = module.in_features // width if isinstance(module, nn.Linear) else 1
         inputs = present[sources[0]].repeat_interleave(positions).nonzero().flatten()
@@ -127,9 +118,9 @@ def narrow(channels: ChannelGraph, node: fx.Node, present: dict[fx.Node, Tensor]
         take(module, {"weight": 0, "bias": 0}, remaining)
         for name, n in zip(SIZES[isinstance(module, nn.Linear)], (inputs, remaining), strict=True):
             setattr(module, name, len(n))
-    elif kind == SELECT:
+    elif kind == Kind.SELECT:
         node.replace_all_uses_with(select(channels, node, present) or sources[0])
-    elif kind == AFFINE or isinstance(module, ChannelScale):
+    elif kind == Kind.AFFINE or isinstance(module, ChannelScale):
         if node in channels.positions:
             node.args = (select(channels, node, present) or sources[0],)
         if node in channels.flat:
@@ -154,9 +145,9 @@ def select(channels: ChannelGraph, node: fx.Node, present: dict[fx.Node, Tensor]
     device = next(traced.parameters()).device
     layer = ChannelSelect(len(order), positions.get(node, 1)).to(device)
     layer.order.copy_(order)
-    if channels.kinds[source] == SPLIT:
+    if channels.kinds[source] == Kind.SPLIT:
         [source] = channels.sources(source)
-    is_module = node.op == "call_module" and channels.kinds[node] == SELECT
+    is_module = node.op == "call_module" and channels.kinds[node] == Kind.SELECT
     name = node.target if is_module else f"select_{node.name}"
     traced.add_submodule(name, layer)
     with traced.graph.inserting_before(node):
@@ -173,3 +164,15 @@ def take(module: nn.Module, dimensions: dict[str, int], index: Tensor) -> None:
         if isinstance(tensor, nn.Parameter):
             part = nn.Parameter(part, tensor.requires_grad)
         setattr(module, name, part)
+
+
+def put_in(channels: ChannelGraph, constants: Constants) -> None:
+    """One layer in place of each of these additions and multiplications."""
+    traced = channels.traced
+    for reader, (side, value) in constants.items():
+        is_sum, name = channels.kinds[reader] == Kind.ADD, f"constant_{reader.name}"
+        layer = (ChannelShift if is_sum else ChannelScale)(len(value)).to(value)
+        (layer.shift if is_sum else layer.scale).copy_(value)
+        traced.add_submodule(name, layer)
+        with traced.graph.inserting_before(reader):
+            reader.replace_all_uses_with(traced.graph.call_module(name, (reader.args[1 - side],)))

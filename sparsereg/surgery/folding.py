@@ -9,7 +9,8 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sparsereg.errors import UserError
-from sparsereg.graph.operations import BATCH_NORMS, SCALE, ZERO, kind_of, module_of
+from sparsereg.graph.nodes import module_of
+from sparsereg.graph.operations import BATCH_NORMS, Kind, kind_of
 from sparsereg.graph.tracing import trace
 from sparsereg.model.basic_l0_blocks import L0Gate
 
@@ -73,7 +74,7 @@ def activation_of(traced: fx.GraphModule, conv: fx.Node) -> nn.Module | None:
     """The module that alone reads a convolution's output, if it leaves channels to themselves."""
     [reader, *others] = conv.users
     alone = not others and reader.op == "call_module"
-    if alone and kind_of(traced, reader) in (SCALE, ZERO):
+    if alone and kind_of(traced, reader) in (Kind.SCALE, Kind.ZERO):
         return module_of(traced, reader)
     return None
 

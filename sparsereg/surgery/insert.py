@@ -1,7 +1,7 @@
 """Gates in any convolutional network: one on every group of channels that can be removed alone."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 
@@ -12,7 +12,9 @@ from torch import Tensor, fx, nn
 
 from sparsereg.errors import UserError
 from sparsereg.graph.channels import ChannelGraph
-from sparsereg.graph.operations import AFFINE, GROUPED, MIX, SCALE, ZERO, kind_of, module_of
+from sparsereg.graph.nodes import module_of
+from sparsereg.graph.operations import Kind, kind_of
+from sparsereg.graph.readers import kept, removers
 from sparsereg.graph.tracing import trace
 from sparsereg.model.basic_l0_blocks import GATES, L0Gate, gate_layers
 from sparsereg.model.gated import GatedNetwork
@@ -141,7 +143,7 @@ def find_places(
 ) -> list[Place]:
     """Tries a gate on every layer; the analysis then says which of them remove their channels."""
     layers = traced.graph.find_nodes(op="call_module")
-    mixing = [node for node in layers if kind_of(traced, node) in (MIX, GROUPED)]
+    mixing = [node for node in layers if kind_of(traced, node) in (Kind.MIX, Kind.GROUPED)]
     widths = {node.target: len(module_of(traced, node).weight) for node in mixing}
     for pattern in include + exclude:
         if not any(fnmatch(name, pattern) for name in widths):
@@ -150,7 +152,14 @@ def find_places(
     for name, width in widths.items():
         put_gate(trial, Place(name, width, None), L0Gate(width))
     channels = ChannelGraph(trial.eval())
-    goes_with = {node.target: gates_of(channels, node) for node in channels.removed_by}
+    removed_by, keeps = removers(channels), kept(channels)
+
+    def gates_of(node: fx.Node) -> list[str | None]:
+        """The layers whose gates remove the channels of a node, and None if not all have one."""
+        names = channels.gate_layers_of(removed_by[node])
+        return [name and name.removeprefix(f"{GATES}.") for name in names]
+
+    goes_with = {node.target: gates_of(node) for node in removed_by}
 
     def why_not(name: str) -> str | None:
         if getattr(traced.get_submodule(name), "groups", 1) > 1:
@@ -159,20 +168,24 @@ def find_places(
             return "not included"
         if any(fnmatch(name, pattern) for pattern in exclude):
             return "excluded"
-        if (gate := f"{GATES}.{name}") not in channels.kept:
+        if (gate := f"{GATES}.{name}") not in keeps:
             return None
         if None not in goes_with[name]:
             return f"goes with the channels of {', '.join(goes_with[name])}"
         every = f"{widths[name]} of {widths[name]} channels: "
-        return channels.kept[gate].removeprefix(every)
+        return keeps[gate].removeprefix(every)
 
     own = {name: Place(name, width, why_not(name)) for name, width in widths.items()}
-    inputs = input_places(traced, channels, own, gate_inputs)
+    inputs = input_places(traced, channels, own, gate_inputs, gates_of)
     return [place for name in own for place in (inputs.get(name), own[name]) if place]
 
 
 def input_places(
-    traced: fx.GraphModule, channels: ChannelGraph, own: dict[str, Place], patterns: list[str]
+    traced: fx.GraphModule,
+    channels: ChannelGraph,
+    own: dict[str, Place],
+    patterns: list[str],
+    gates_of: Callable[[fx.Node], list[str | None]],
 ) -> dict[str, Place]:
     """The linear layers that fit the patterns, whose inputs get gates unless those behind another
     layer close each of them already."""
@@ -185,19 +198,13 @@ def input_places(
     for node in channels.kinds:
         if node.target in linear and any(fnmatch(node.target, pattern) for pattern in patterns):
             [source] = channels.sources(node)
-            before, width = gates_of(channels, source), linear[node.target].in_features
+            before, width = gates_of(source), linear[node.target].in_features
             gated = all(name in own and own[name].why_not is None for name in before)
             why_not = None
             if gated and len(channels.gate_of[source]) == width:
                 why_not = f"the gates of {', '.join(before)} close them"
             places[node.target] = Place(node.target, width, why_not, is_input=True)
     return places
-
-
-def gates_of(channels: ChannelGraph, node: fx.Node) -> list[str | None]:
-    """The layers whose gates remove the channels of a node, and None if not all have one."""
-    names = [segment.gate for segment in channels.segments(channels.removed_by[node])]
-    return [name and name.removeprefix(f"{GATES}.") for name in dict.fromkeys(names)]
 
 
 def put_gate(traced: fx.GraphModule, place: Place, gate: L0Gate) -> None:
@@ -212,7 +219,11 @@ def put_gate(traced: fx.GraphModule, place: Place, gate: L0Gate) -> None:
         traced.recompile()
         return
     end = layer
-    while (reader := only_reader(end)) and kind_of(traced, reader) in (AFFINE, SCALE, ZERO):
+    while (reader := only_reader(end)) and kind_of(traced, reader) in (
+        Kind.AFFINE,
+        Kind.SCALE,
+        Kind.ZERO,
+    ):
         end = reader
     with traced.graph.inserting_after(end):
         node = traced.graph.call_module(name, (end,))

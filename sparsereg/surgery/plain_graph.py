@@ -2,20 +2,17 @@
 network it came from, and loading it runs nothing that the file brings along."""
 
 import inspect
-import re
-from keyword import iskeyword
 from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
 from sparsereg.errors import UserError
-from sparsereg.graph.operations import FUNCTIONS, METHODS, MODULES, NAMES, kind_of, resolve_name
-from sparsereg.model.basic_l0_blocks import L0Gate
+from sparsereg.graph.operations import NAMES, kind_of, resolve_name
+from sparsereg.surgery.description import TYPES, check_description
 
-TYPES = {known.__name__: known for known in MODULES if known is not L0Gate}
-NAME = re.compile(r"\w+(\.\w+)*")
-LAYER_NAME = re.compile(r"[\w-]+(\.[\w-]+)*")
 PLAIN = (bool, int, float, str, type(None))
+MOST_NUMBERS = 2**30  # of all results for one image, 4 GB
 
 
 def describe(net: fx.GraphModule) -> dict:
@@ -71,15 +68,22 @@ def build(description: dict) -> fx.GraphModule:
     Raises:
         UserError: it asks for something else than known layers and functions.
     """
-    layers = {}
-    for name, (type_name, settings) in description["layers"].items():
-        check(type_name in TYPES and LAYER_NAME.fullmatch(name), f"{name}, a {type_name}")
-        layers[name] = TYPES[type_name](**settings)
+    check_description(description)
+    try:
+        return build_checked(description)
+    except UserError:
+        raise
+    except Exception as error:  # whatever torch says to settings that make no sense
+        raise UserError(
+            f"the file describes a network that cannot be: {first_line(error)}"
+        ) from error
+
+
+def build_checked(description: dict) -> fx.GraphModule:
+    layers = {name: TYPES[kind](**given) for name, (kind, given) in description["layers"].items()}
     graph, made = fx.Graph(), {}
     for name, how, what, arguments, named in description["operations"]:
-        for word in (name, *named):
-            check(NAME.fullmatch(word) and not iskeyword(word), word)
-        target = find_target(how, what, layers)
+        target = resolve_name(what) if how == "call_function" else what
         arguments = tuple(decode(argument, made) for argument in arguments)
         named = {key: decode(argument, made) for key, argument in named.items()}
         made[name] = graph.create_node(how, target, arguments, named, name)
@@ -89,28 +93,48 @@ def build(description: dict) -> fx.GraphModule:
     return net
 
 
-def find_target(how: str, what: str, layers: dict[str, nn.Module]) -> Any:
-    known = {
-        "placeholder": what.isidentifier() and not iskeyword(what) and what != "self",
-        "output": what == "output",
-        "call_module": what in layers,
-        "call_function": what in FUNCTIONS,
-        "call_method": what in METHODS,
-    }
-    check(known.get(how), f"{how} {what}")
-    return resolve_name(what) if how == "call_function" else what
-
-
 def decode(argument: Any, made: dict[str, fx.Node]) -> Any:
     if isinstance(argument, dict):
         return made[argument["result_of"]]
     if isinstance(argument, list):
         return [decode(item, made) for item in argument]
-    check(isinstance(argument, PLAIN), repr(argument))
     return argument
 
 
-def check(known: Any, what: str) -> None:
-    # The names become Python code (torch.fx writes the forward of a graph): nothing else gets in.
-    if not known:
-        raise UserError(f"the file describes a network with an unknown part: {what}")
+def shapes(description: dict, image_shape: list[int], classes: int) -> dict[str, Tensor]:
+    """The state dict of a description, without memory for its numbers.
+
+    Raises:
+        UserError: the network cannot take such an image, tells other classes apart, or needs more
+            memory for one image than `MOST_NUMBERS`.
+    """
+    with torch.device("meta"):
+        net = build(description).eval()
+        try:
+            logits = Sizes(net).run(torch.empty(1, *image_shape))
+        except UserError as error:
+            raise UserError(first_line(error)) from error  # fx appends where it was
+        except Exception as error:
+            reason = f"the network cannot take images of {image_shape}: {first_line(error)}"
+            raise UserError(reason) from error
+    if tuple(logits.shape) != (1, classes):
+        raise UserError(f"the network's output is {tuple(logits.shape)}, not one of {classes}")
+    return net.state_dict()
+
+
+class Sizes(fx.Interpreter):
+    """Adds up the numbers that a network computes."""
+
+    numbers = 0
+
+    def run_node(self, node: fx.Node) -> Any:
+        result = super().run_node(node)
+        if isinstance(result, Tensor):
+            self.numbers += result.numel()
+            if self.numbers > MOST_NUMBERS:
+                raise UserError(f"the network needs too much memory for an image, at {node.name}")
+        return result
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -151,9 +151,11 @@ class L0Module(pl.LightningModule):
 
     def evaluation_step(self, batch: Batch, split: str, accuracy: MulticlassAccuracy) -> None:
         images, labels = batch
-        logits = self.net(images)
-        if self.flip_tta:
-            logits = (logits + self.net(images.flip(-1))) / 2
+        # as test.py computes it, whatever the precision of the training steps
+        with torch.autocast(images.device.type, enabled=False):
+            logits = self.net(images)
+            if self.flip_tta:
+                logits = (logits + self.net(images.flip(-1))) / 2
         accuracy.update(logits, labels)
         loss = F.cross_entropy(logits, labels)
         self.log(f"{split}_loss", loss, batch_size=len(labels), sync_dist=True)

@@ -1,76 +1,16 @@
-"""What a run seeds and logs beside its losses."""
+"""What a run logs and shows beside its losses."""
 
 import csv
-import signal
 import time
 from pathlib import Path
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
-from torch.nn.utils import get_total_norm
 
-from sparsereg.commands.command_line import Stopped, as_argument, stop_on_signals
-from sparsereg.errors import UserError
 from sparsereg.model.basic_l0_blocks import deterministic_gate, gate_layers
 from sparsereg.sparsity.size import measure, open_channels, sparsities
-
-
-class EpochSeed(pl.Callback):
-    """Makes every epoch's noise a function of (seed, epoch, process).
-
-    A resumed run repeats it exactly, no generator states need saving, and the processes of a
-    distributed run draw different gates and augmentations.
-    """
-
-    def __init__(self, seed: int):
-        self.seed = seed
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        entropy = [self.seed, trainer.current_epoch, trainer.global_rank]
-        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
-
-
-class FiniteWeights(pl.Callback):
-    """Ends a run whose weights are no longer finite before such weights are saved."""
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        state = pl_module.net.state_dict()
-        tensors = {name: t for name, t in state.items() if t.is_floating_point()}
-        if get_total_norm(tensors.values(), torch.inf).isfinite():  # one number, read once
-            return
-        broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
-        raise UserError(
-            f"the weights are no longer finite after epoch {trainer.current_epoch + 1} "
-            f"({len(broken)} tensors, first {broken[0]}); lower optimizer.lr, gate_lr "
-            f"or lambda_l0. The last finite checkpoint is {trainer.checkpoint_callback.last}"
-        )
-
-
-class StopOnSignals(pl.Callback):
-    """Ctrl-C and SIGTERM end the run with exit code 130 or 143, and say how to go on.
-
-    Lightning alone would end with 1 or, after SIGTERM, with 0, as if the run were complete.
-    """
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        stop_on_signals()  # in place of the handlers that Lightning has just installed
-
-    def on_exception(self, trainer: pl.Trainer, pl_module, exception: BaseException) -> None:
-        if not isinstance(exception, Stopped):
-            return
-        if trainer.strategy.launcher is not None:
-            trainer.strategy.launcher.kill(signal.SIGTERM)
-        files = trainer.checkpoint_callback
-        if trainer.is_global_zero and files.last.exists():
-            if trainer.state.fn == TrainerFn.FITTING:
-                command = f"python train.py {as_argument(files.last)} resume_training=true"
-            else:
-                command = f"python test.py {as_argument(files.best)}"
-            print(f"stopped; to go on: {command}", flush=True)
 
 
 class GateMonitor(pl.Callback):
@@ -136,50 +76,6 @@ class GateMonitor(pl.Callback):
             if out.tell() == 0:
                 rows.writerow(["step", "-inf", *self.EDGES.tolist()])
             rows.writerow([step, *counts])
-
-
-class StillGates(pl.Callback):
-    """Warns once, after a tenth of the run, if no gate is on its way.
-
-    With a target, whose λ is still being found then, after its warm-up. Runs of fewer than 100
-    steps are left alone.
-    """
-
-    MOVED = 0.01  # of P(z ≠ 0)
-
-    def __init__(self):
-        self.start: torch.Tensor | None = None
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.start is None and pl_module.gated:
-            self.start = self.prob_open(pl_module)
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int) -> None:
-        if not pl_module.gated:
-            return
-        constraint, steps = pl_module.constraint, pl_module.total_steps
-        when = int(max(0.0 if constraint is None else constraint.warmup, 0.1) * steps)
-        if steps < 100 or trainer.global_step != when:
-            return
-        moved = (self.prob_open(pl_module) - self.start).abs().max().item()
-        lambda_l0 = pl_module.weight_of_cost().max().item()
-        if moved < self.MOVED and lambda_l0 > 0:
-            rate = trainer.optimizers[0].param_groups[-1]["lr"]
-            rank_zero_warn(
-                f"the gates are not moving: after {when} of {steps} steps no P(z != 0) has left "
-                f"its start by {self.MOVED} (the farthest by {moved:.4f}). Unless their rate, "
-                f"{rate:.2g} now, is yet to rise, raise gate_lr or lambda_l0 ({lambda_l0:.3g} now)."
-            )
-
-    @staticmethod
-    def prob_open(pl_module: pl.LightningModule) -> torch.Tensor:
-        return pl_module.prob_open(pl_module.net.qz_loga().detach()).cpu()
-
-    def state_dict(self) -> dict:
-        return {"start": self.start}
-
-    def load_state_dict(self, state_dict: dict) -> None:
-        self.start = state_dict["start"]
 
 
 class EpochLine(pl.Callback):

@@ -1,6 +1,7 @@
 """The end of a run: accuracy and size of one checkpoint, as a table and as JSON."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -12,9 +13,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from sparsereg.errors import printable
+from sparsereg.files import write_atomically
 from sparsereg.model.basic_l0_blocks import deterministic_gate, gate_layers, prob_nonzero
 from sparsereg.sparsity.constraint import TOLERANCE
-from sparsereg.sparsity.size import measure, open_channels, sparsities
+from sparsereg.sparsity.size import measure, open_channels, open_channels_table, sparsities
 from sparsereg.training.loggers import log_final, settings_to_log
 from sparsereg.training.module import L0Module
 from sparsereg.training.objective import GateObjective
@@ -62,7 +65,7 @@ def reached(objective: GateObjective, net: nn.Module, size: dict) -> dict:
 
 def print_summary(results: dict) -> None:
     console = Console()
-    console.print(f"Checkpoint {results['checkpoint']}", soft_wrap=True, highlight=False)
+    print(printable(f"Checkpoint {results['checkpoint']}"))
     table = Table()
     for column in ("", "dense", "closed channels removed"):
         table.add_column(column, justify="left" if column == "" else "right")
@@ -104,27 +107,13 @@ def warn_missed(results: dict) -> None:
             )
 
 
-def open_channels_table(layers: dict[str, int]) -> Table:
-    """A row for each block, where all names are block/branch, else for each layer."""
-    if not all("/" in name for name in layers):
-        table = Table("open channels of", "all")
-        for layer, width in layers.items():
-            table.add_row(layer, str(width))
-        return table
-    branches = list(dict.fromkeys(name.split("/")[1] for name in layers))
-    table = Table("open channels", *branches, "all")
-    for block in dict.fromkeys(name.split("/")[0] for name in layers):
-        widths = [layers[f"{block}/{branch}"] for branch in branches]
-        table.add_row(block, *map(str, widths), str(sum(widths)))
-    return table
-
-
 def finish(trainer: pl.Trainer, cfg: DictConfig, results: dict, folder: Path) -> None:
     """Print the summary, keep it as summary.json, and log it beside the settings."""
     if not trainer.is_global_zero:
         return
     print_summary(results)
-    (folder / "summary.json").write_text(json.dumps(results, indent=1) + "\n")
+    beside = {"checkpoint": os.path.relpath(results["checkpoint"], folder)}  # it may be moved
+    write_atomically(folder / "summary.json", json.dumps(results | beside, indent=1) + "\n")
     final = {f"final/{key}": value for key, value in results.items() if isinstance(value, float)}
     logger = TensorBoardLogger(folder.parent, "", folder.name)
     logger.log_hyperparams(settings_to_log(cfg), final)

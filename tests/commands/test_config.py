@@ -5,9 +5,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from sparsereg.commands.checks import check_target
-from sparsereg.commands.command_line import CONFIG
-from sparsereg.commands.settings import check_settings
+from sparsereg.commands.checks import check_settings
+from sparsereg.commands.overrides import CONFIG
 
 OPTIONS = [f"{path.parent.name}={path.stem}" for path in sorted(CONFIG.glob("*/*.yaml"))]
 
@@ -27,9 +26,11 @@ def test_every_option_composes(option):
     if option == "model=timm":
         pytest.importorskip("timm")
     cfg = composed(option, *root)
-    check_settings(cfg)
+    check_settings(cfg, [option])
     assert OmegaConf.to_container(cfg, resolve=True)
-    for group in ("model", "optimizer", "scheduler", "loss"):
+    is_mnist = cfg.data._target_.endswith("Mnist")
+    instantiate(cfg.model, image_shape=[1, 28, 28] if is_mnist else [3, 32, 32])
+    for group in ("optimizer", "scheduler", "loss"):
         instantiate(cfg[group])
 
 
@@ -78,8 +79,7 @@ def test_published_recipes(experiment, milestones, gamma):
 )
 def test_experiments_with_other_networks(experiment, model, cost, target):
     cfg = composed(f"experiment={experiment}")
-    check_settings(cfg)
-    check_target(cfg, [])
+    check_settings(cfg, [])
     assert (cfg.model.name, cfg.cost, cfg.target_sparsity) == (model, cost, target)
     assert cfg.without_using_gate is (target is None) and cfg.optimizer.lr == 0.1
     if model == "wrn_28_10":

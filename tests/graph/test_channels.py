@@ -2,12 +2,24 @@
 
 import pytest
 import torch
-from networks import Net, assert_same, conv, head, images, randomise, set_gates
+from networks import (
+    Layer,
+    Net,
+    Segment,
+    assert_same,
+    conv,
+    head,
+    images,
+    layers,
+    randomise,
+    set_gates,
+)
 from torch import nn
 
 from sparsereg.compact import compact
 from sparsereg.errors import UserError
-from sparsereg.graph.channels import ChannelGraph, Layer, Segment
+from sparsereg.graph.channels import ChannelGraph
+from sparsereg.graph.readers import kept
 from sparsereg.model.basic_l0_blocks import L0Gate
 from sparsereg.model.googlenet import GoogleNet
 
@@ -30,8 +42,8 @@ def test_a_gate_inside_a_residual_block_removes_channels():
         head=head(8),
     )
     graph = analyse(net)
-    assert graph.kept == {}
-    assert graph.layers() == {
+    assert kept(graph) == {}
+    assert layers(graph) == {
         "stem.0": layer(Segment(3), Segment(8)),
         "stem.1": layer(Segment(8), Segment(8)),
         "first.0": layer(Segment(8), Segment(6, "gate")),
@@ -53,10 +65,10 @@ def test_a_gate_before_an_addition_removes_nothing():
         head=head(8),
     )
     graph = analyse(net)
-    assert list(graph.kept) == ["outer"]
-    assert "8 of 8" in graph.kept["outer"] and "add" in graph.kept["outer"]
-    assert graph.layers()["second.0"] == layer(Segment(6, "inner"), Segment(8))
-    assert graph.layers()["head.2"] == layer(Segment(8), Segment(4))
+    assert list(kept(graph)) == ["outer"]
+    assert "8 of 8" in kept(graph)["outer"] and "add" in kept(graph)["outer"]
+    assert layers(graph)["second.0"] == layer(Segment(6, "inner"), Segment(8))
+    assert layers(graph)["head.2"] == layer(Segment(8), Segment(4))
 
 
 def test_a_gate_behind_a_depthwise_convolution_removes_the_expanded_channels():
@@ -71,9 +83,9 @@ def test_a_gate_behind_a_depthwise_convolution_removes_the_expanded_channels():
         head=head(8),
     )
     graph = analyse(net)
-    assert graph.kept == {}
+    assert kept(graph) == {}
     gated = Segment(12, "gate")
-    assert graph.layers() == {
+    assert layers(graph) == {
         "expand.0": layer(Segment(3), gated),
         "expand.1": layer(Segment(12), gated),
         "depthwise.0": layer(Segment(12), gated),
@@ -106,8 +118,8 @@ def test_vgg(flatten):
     )
     graph = analyse(net)
     first, second, hidden = "features.1", "features.4", "classifier.2"
-    assert graph.kept == {} and list(graph.gates) == [first, second, hidden]
-    assert graph.layers() == {
+    assert kept(graph) == {} and list(graph.gates) == [first, second, hidden]
+    assert layers(graph) == {
         "features.0.0": layer(Segment(3), Segment(4, first)),
         "features.0.1": layer(Segment(4), Segment(4, first)),
         "features.3.0": layer(Segment(4, first), Segment(6, second)),
@@ -128,17 +140,17 @@ def block(number: int, widths: dict[str, int]) -> tuple[Segment, ...]:
 
 def test_googlenet():
     graph = analyse(GoogleNet())
-    layers = graph.layers()
-    assert graph.kept == {} and len(layers) == 49 + 49 + 1 and len(graph.gates) == 32
+    found = layers(graph)
+    assert kept(graph) == {} and len(found) == 49 + 49 + 1 and len(graph.gates) == 32
     first = block(1, {"1x1": 16, "3x3": 32, "5x5": 8, "max": 8})
     for name in ("1x1.0", "3x3.0.0", "5x5.0.0", "max.1.0"):
-        assert layers[f"blocks.block2.branches.{name}"].inputs == first
+        assert found[f"blocks.block2.branches.{name}"].inputs == first
     last = block(8, {"1x1": 32, "3x3": 64, "5x5": 16, "max": 16})
-    assert layers["head.2"] == Layer(last, (Segment(10),))
+    assert found["head.2"] == Layer(last, (Segment(10),))
     branch = "blocks.block1.branches.3x3"
-    assert layers[f"{branch}.0.0"] == layer(Segment(64), Segment(32))
-    assert layers[f"{branch}.1.0"] == layer(Segment(32), first[1])
-    assert layers[f"{branch}.1.1"] == layer(Segment(32), first[1])
+    assert found[f"{branch}.0.0"] == layer(Segment(64), Segment(32))
+    assert found[f"{branch}.1.0"] == layer(Segment(32), first[1])
+    assert found[f"{branch}.1.1"] == layer(Segment(32), first[1])
 
 
 def test_segments_of_concatenations():
@@ -148,11 +160,11 @@ def test_segments_of_concatenations():
         **{"a": conv(3, 4), "b": conv(3, 6), "c": conv(3, 5), "gate": L0Gate(10)},
         head=nn.Conv2d(25, 4, 1),
     )
-    layers = analyse(net).layers()
-    assert layers["a.0"].outputs == (Segment(4, "gate", 0),)
-    assert layers["b.0"].outputs == (Segment(6, "gate", 4),)
-    assert layers["c.0"].outputs == (Segment(5),)
-    assert layers["head"].inputs == (Segment(10, "gate"), Segment(5), Segment(10, "gate"))
+    found = layers(analyse(net))
+    assert found["a.0"].outputs == (Segment(4, "gate", 0),)
+    assert found["b.0"].outputs == (Segment(6, "gate", 4),)
+    assert found["c.0"].outputs == (Segment(5),)
+    assert found["head"].inputs == (Segment(10, "gate"), Segment(5), Segment(10, "gate"))
 
 
 def test_a_channel_that_something_else_reads_stays():
@@ -162,17 +174,17 @@ def test_a_channel_that_something_else_reads_stays():
         **{"first": conv(3, 6), "gate": L0Gate(6), "second": conv(6, 5), "head": head(11)},
     )
     graph = analyse(net)
-    assert "6 of 6" in graph.kept["gate"]
-    assert graph.layers()["first.0"].outputs == (Segment(6),)
-    assert graph.layers()["head.2"].inputs == (Segment(6, "gate"), Segment(5))
+    assert "6 of 6" in kept(graph)["gate"]
+    assert layers(graph)["first.0"].outputs == (Segment(6),)
+    assert layers(graph)["head.2"].inputs == (Segment(6, "gate"), Segment(5))
 
 
 def test_gates_that_cannot_remove_say_why():
     before_norm = nn.Sequential(conv(3, 6), L0Gate(6), nn.BatchNorm2d(6), nn.ReLU(), head(6))
-    assert list(analyse(before_norm).kept) == ["1"]
-    assert "2 makes a constant" in analyse(before_norm).kept["1"]
+    assert list(kept(analyse(before_norm))) == ["1"]
+    assert "2 makes a constant" in kept(analyse(before_norm))["1"]
     at_the_end = nn.Sequential(conv(3, 6), L0Gate(6))
-    assert "output" in analyse(at_the_end).kept["1"]
+    assert "output" in kept(analyse(at_the_end))["1"]
 
 
 def with_parameter(n, x):
@@ -226,4 +238,4 @@ def test_an_activation_may_be_called_twice():
         **{"a": nn.Conv2d(3, 8, 1), "b": nn.Conv2d(8, 6, 1), "gate": L0Gate(8), "head": head(6)},
         relu=nn.ReLU(),
     )
-    assert analyse(net).layers()["a"] == layer(Segment(3), Segment(8, "gate"))
+    assert layers(analyse(net))["a"] == layer(Segment(3), Segment(8, "gate"))

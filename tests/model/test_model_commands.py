@@ -37,6 +37,7 @@ def test_a_wrong_model_is_one_line(change, words, command, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_from_training_to_onnx(command, tmp_path):
     target = ("target_sparsity=0.4", "cost=params", "droprate_init=0.05")
     arguments = (*SHORT, "model=lenet5", "model.exclude=[conv1]", f"output_dir={tmp_path}")

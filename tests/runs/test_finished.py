@@ -11,7 +11,7 @@ from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from sparsereg.commands.command_line import CONFIG
+from sparsereg.commands.overrides import CONFIG
 from sparsereg.runs.finished import finished_run
 
 RESULTS = {"val_acc": 0.9, "sparsity": 0.5}
@@ -38,8 +38,7 @@ def write_run(folder: Path, version: int, *overrides: str, results: dict | None 
 
 
 def find(folder: Path, *overrides: str) -> dict | None:
-    given = ["data=digits", f"output_dir={folder}", *overrides]
-    return finished_run(configuration(folder, *overrides), given)
+    return finished_run(configuration(folder, *overrides))
 
 
 def test_the_same_settings(tmp_path, capsys):

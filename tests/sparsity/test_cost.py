@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from networks import gates_of
-from test_small_networks import NETWORKS, make
+from small_networks import NETWORKS, make
 from torch import Tensor
 
 from sparsereg.compact import Collapsed, compact

@@ -13,6 +13,7 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from sparsereg.compact import compact, fold
 from sparsereg.errors import UserError
 from sparsereg.graph.channels import ChannelGraph
+from sparsereg.graph.readers import kept
 from sparsereg.model.basic_l0_blocks import L0Gate
 from sparsereg.surgery.plain_graph import build, describe
 
@@ -118,12 +119,12 @@ def test_kept_names_a_gate_whose_channels_another_gate_removes():
     net = nn.Sequential(
         *(conv(3, 6), L0Gate(6), nn.BatchNorm2d(6), L0Gate(6), nn.Conv2d(6, 5, 1), head(5))
     )
-    assert "1" in ChannelGraph(net.eval()).kept
+    assert "1" in kept(ChannelGraph(net.eval()))
 
 
 def test_kept_says_why_a_gate_on_the_input_removes_nothing():
     net = nn.Sequential(L0Gate(3), conv(3, 6), head(6))
-    why = ChannelGraph(net.eval()).kept["0"]
+    why = kept(ChannelGraph(net.eval()))["0"]
     assert "another layer reads it" not in why and "input" in why
 
 

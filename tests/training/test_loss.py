@@ -57,6 +57,7 @@ def test_a_gated_teacher_answers_as_it_does_in_eval_mode(pruned):
     torch.testing.assert_close(teacher.teacher_logits(images), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_with_a_teacher(command, trained, tmp_path):
     """It learns from the teacher, whose weights do not change and are not saved."""
     teacher = f"loss.teacher={trained['ungated']}"

@@ -1,0 +1,149 @@
+"""What to say to a mistake on the command line: one line, with what was probably meant."""
+
+import difflib
+import errno
+import re
+import traceback
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, InstantiationException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sparsereg.commands.overrides import CONFIG, parse
+from sparsereg.errors import UserError
+
+FLAGS = ("--multirun", "-m", "--help", "-h", "--hydra-help", "--version")
+SWEEP_PLUGINS = ["joblib", "submitit_local", "submitit_slurm", "optuna"]
+SWEEPER = re.compile("/hydra_plugins/|/core_plugins/basic_sweeper|/core_plugins/basic_launcher")
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+GONE = (errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EIO, errno.ESTALE)
+
+
+def explain(error: BaseException, config_name: str) -> str | None:
+    """One line for a user's mistake; None for a bug."""
+    while isinstance(error, InstantiationException) and error.__cause__:
+        error = error.__cause__
+    if isinstance(error, UserError):
+        return str(error)
+    if type(error).__name__ == "MisconfigurationException":  # Lightning's, without its import
+        return "trainer: " + " ".join(str(error).split())
+    if isinstance(error, BrokenPipeError):
+        return "who reads this output has gone (Broken pipe)"
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return f"{error.strerror}: {error.filename or 'output_dir'}; free some space"
+    if isinstance(error, OSError) and error.errno in GONE and error.filename:
+        return f"{error.strerror}: {error.filename}; has a folder been moved, or a disk taken away?"
+    if isinstance(error, RuntimeError) and "returned nan values" in str(error):
+        return f"trainer.detect_anomaly=true: {error} Lower optimizer.lr, gate_lr or lambda_l0"
+    if type(error).__name__ in ("DistStoreError", "DistNetworkError"):  # torch's, as above
+        return f"not all processes of the distributed run have answered: {error}"
+    if is_sweeping(error):
+        return f"the sweep cannot start: {type(error).__name__}: {error}"
+    if is_restoring(error):
+        reason = f"{type(error).__name__}: {error}"
+        return f"the training state of the checkpoint cannot be restored ({reason})"
+    if isinstance(error, OverrideParseException):
+        quoted = "KEY='\"VALUE\"'"
+        return f"cannot read '{error.override}': quote a value with special characters, {quoted}"
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return explain_override(str(error), config_name)
+    return None
+
+
+def is_restoring(error: BaseException) -> bool:
+    """Has Lightning failed at taking over the state that a checkpoint holds?"""
+    return any(
+        frame.filename.endswith("checkpoint_connector.py")
+        and frame.name.lstrip("_").startswith("restore")
+        for frame in traceback.extract_tb(error.__traceback__)
+    )
+
+
+def is_sweeping(error: BaseException) -> bool:
+    """Has a sweeper or a launcher failed, and none of the jobs?"""
+    frames = traceback.extract_tb(error.__traceback__)
+    in_plugin = any(SWEEPER.search(frame.filename.replace("\\", "/")) for frame in frames)
+    return in_plugin and not any(frame.name == "run_job" for frame in frames)
+
+
+def explain_override(text: str, config_name: str) -> str:
+    """Hydra's message about an override, with the setting that was probably meant."""
+    if match := re.search(r"Could not override '([^']*)'", text):
+        return f"unknown setting '{match[1]}'" + did_you_mean(match[1], known_settings(config_name))
+    if match := re.search(r"Could not (?:find|load) '([^']*)/([^']*)'", text):
+        group, option = match.groups()
+        if option in SWEEP_PLUGINS:
+            return f"{group}={option} needs: pip install -r requirements-sweeps.txt"
+        options = sorted(path.stem for path in (CONFIG / group).glob("*.yaml"))
+        options += SWEEP_PLUGINS if group.startswith("hydra/") else []
+        unknown = f"unknown option {group}={option}"
+        return f"{unknown}{did_you_mean(option, options)} (there are: {', '.join(options)})"
+    if match := re.search(r"[Mm]issing mandatory value: (\S+)", text):
+        return f"{match[1]}=… is needed"
+    return " ".join(text.split())
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, [k for k in known if k != word], n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def known_settings(config_name: str) -> list[str]:
+    """Every key that can be set with the default choice of groups, or another model, and the groups
+    themselves."""
+    if GlobalHydra.instance().is_initialized():
+        cfg = hydra.compose(config_name)
+    else:
+        with hydra.initialize_config_dir(str(CONFIG), version_base="1.3"):
+            cfg = hydra.compose(config_name)
+    names: list[str] = []
+
+    def walk(node: DictConfig, prefix: str) -> None:
+        for key in node:
+            names.append(f"{prefix}{key}")
+            child = node._get_node(key)
+            if OmegaConf.is_dict(child) and not child._is_none():
+                walk(child, f"{prefix}{key}.")
+
+    walk(cfg, "")
+    if config_name == "train":
+        names += [path.name for path in CONFIG.iterdir() if path.is_dir()]
+        for path in (CONFIG / "model").glob("*.yaml"):
+            walk(OmegaConf.load(path), "model.")
+    return names
+
+
+def check_arguments(arguments: list[str], config_name: str) -> list[str]:
+    """The arguments, flags first, as Hydra wants them.
+
+    Raises:
+        UserError: Hydra would take it without a word (`+misspelt=1`), or answer with a traceback.
+    """
+    flags, overrides, remaining = [], [], iter(arguments)
+    for argument in remaining:
+        if argument in ("--cfg", "-c"):
+            flags += [argument, next(remaining, "job")]  # or hydra, all
+        elif argument.startswith("-"):
+            if argument not in FLAGS:
+                raise UserError(f"unknown option {argument}; settings are written KEY=VALUE")
+            flags.append(argument)
+        else:
+            check_argument(argument, config_name)
+            overrides.append(argument)
+    return flags + overrides
+
+
+def check_argument(argument: str, config_name: str) -> None:
+    if "=" not in argument.lstrip("=") and not argument.startswith("~"):
+        raise UserError(f"'{argument}' is not a setting; write KEY=VALUE")
+    override = parse(argument)
+    key = override.key_or_group
+    if override.is_add() or override.is_force_add() or override.is_delete():
+        known = known_settings(config_name)
+        hint = f"; write '{key}=…'" if key in known else did_you_mean(key, known)
+        raise UserError(f"'{argument}': settings cannot be added or removed{hint}")
+    if not override.is_sweep_override() and override.value() is None and (CONFIG / key).is_dir():
+        options = ", ".join(sorted(path.stem for path in (CONFIG / key).glob("*.yaml")))
+        raise UserError(f"{argument}: leave it out, or choose one of {options}")
