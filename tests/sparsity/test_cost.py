@@ -39,7 +39,8 @@ def test_certain_gates_cost_what_the_reference_says(case):
     widths = zip(gates_of(net), chain(*case["open_channels"]), strict=True)
     is_open = torch.cat([torch.arange(len(gate.qz_loga)) < width for gate, width in widths])
     cost = ExpectedCost(net, IMAGE)
-    assert cost.count(is_open) == {
+    counted = {name: n for name, n in cost.count(is_open).items() if name != "weights"}
+    assert counted == {
         "channels": int(is_open.sum()),
         "params": case["params"],
         "macs": case["macs"],

@@ -33,6 +33,10 @@ VARIANTS = {
         *("scheduler=one_cycle", "target_sparsity=0.4", "cost=params"),
         *("dual_lr=5.0", "target_warmup=2", "settle_epochs=1.5"),
     ),
+    "target by layer": (
+        *("scheduler=constant", "target_sparsity={block1*:0.4,block8*:0.2}", "cost=weights"),
+        *("dual_lr=5.0", "target_warmup=2", "settle_epochs=1.5", "loga_bounds=[-4,4]"),
+    ),
     "modern": (  # averages its weights
         *("without_using_gate=true", "recipe=modern", "optimizer.lr=0.01"),
         "trainer.accumulate_grad_batches=2",
