@@ -102,29 +102,30 @@ class InceptionBlock(nn.Module):
         convs, norms, act_fns = zip(*last, strict=True)
         is_trace = isinstance(x, fx.Proxy)  # which shows the branches one by one, to insert_gates
         if drawn or (self.training and not self.gates and not is_trace):
-            first, *reduced = self.pointwise(x)
+            first, reduced = self.pointwise(x) if fused.takes(x) else (None, self.reduce(x))
             inputs = [*self.gate_reduced(reduced, drawn[1:]), self.branches["max"][0](x)]
+            first = convs[0](x) if first is None else first
             outputs = [first, *(conv(y) for conv, y in zip(convs[1:], inputs, strict=True))]
             return normalise(outputs, norms, act_fns[0])
-        reduced = [self.branches[name][0](x) for name in ("3x3", "5x5")]
-        inputs = [x, *self.gate_reduced(reduced, ()), self.branches["max"][0](x)]
+        inputs = [x, *self.gate_reduced(self.reduce(x), ()), self.branches["max"][0](x)]
         outputs = [layer(y) for layer, y in zip(last, inputs, strict=True)]
         if self.gates:
             outputs = [gate(y) for gate, y in zip(self.gates.values(), outputs, strict=True)]
         return torch.cat(outputs, dim=1)
 
-    def pointwise(self, x: Tensor) -> list[Tensor]:
-        """What the 1x1 convolutions make of x: that of the 1x1 branch, without its BatchNorm, and
-        the two reductions. One convolution, where its parts need not be copied after it."""
+    def reduce(self, x: Tensor) -> list[Tensor]:
+        """The 1x1 reductions before the 3x3 and the 5x5 convolution."""
+        return [self.branches[name][0](x) for name in ("3x3", "5x5")]
+
+    def pointwise(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """What the 1x1 convolutions make of x, as one convolution: that of the 1x1 branch, without
+        its BatchNorm, and the two reductions. For kernels that need no copy of each part."""
         branches = self.branches["1x1"], self.branches["3x3"][0], self.branches["5x5"][0]
         convs, norms, act_fns = zip(*branches, strict=True)
-        if fused.takes(x):
-            weight, bias = (torch.cat([getattr(c, n) for c in convs]) for n in ("weight", "bias"))
-            y = F.conv2d(x, weight, bias).split([conv.out_channels for conv in convs], dim=1)
-        else:
-            y = [conv(x) for conv in convs]
+        weight, bias = (torch.cat([getattr(c, n) for c in convs]) for n in ("weight", "bias"))
+        y = F.conv2d(x, weight, bias).split([conv.out_channels for conv in convs], dim=1)
         reduced = zip(y[1:], norms[1:], act_fns[1:], strict=True)
-        return [y[0], *(normalise([y], [norm], act_fn) for y, norm, act_fn in reduced)]
+        return y[0], [normalise([y], [norm], act_fn) for y, norm, act_fn in reduced]
 
     def gate_reduced(self, reduced: Sequence[Tensor], drawn: Sequence[Tensor]) -> list[Tensor]:
         """Inputs of the 3x3 and of the 5x5 convolution, (N, width of the reduction, H, W)."""
