@@ -73,10 +73,17 @@ def check_checkpoint_file(path: str | Path, key: str = "ckpt_path") -> None:
         raise UserError(f"{key}={path} is no file; name a checkpoint")
     if path.stat().st_size == 0:
         raise UserError(f"{key}={path} is empty; use another checkpoint of the run")
-    if not zipfile.is_zipfile(path):
+    if not is_archive(path):
         raise UserError(f"{key}={path} is not a checkpoint, or only the beginning of one")
     if damage := find_damage(path):
         raise UserError(f"{key}={path} is damaged ({damage}); use another checkpoint")
+
+
+def is_archive(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # parts of the end of an archive, and no whole
+        return False
 
 
 def find_damage(path: Path) -> str | None:

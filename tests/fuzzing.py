@@ -233,7 +233,10 @@ class Files:
 def as_text(content: Any, name: str) -> bytes:
     if name.endswith("json"):
         return json.dumps(content, default=str).encode()
-    return yaml.dump(content, Dumper=yaml.CDumper).encode("utf-8", "replace")
+    try:
+        return yaml.dump(content, Dumper=yaml.CDumper).encode()
+    except UnicodeEncodeError:  # half a character, which JSON writes as an escape, and YAML reads
+        return json.dumps(content, default=str).encode()
 
 
 KINDS: dict[str, Callable] = {

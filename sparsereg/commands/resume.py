@@ -175,7 +175,7 @@ def run_settings(cfg: DictConfig, checkpoint: dict | None) -> tuple[DictConfig, 
             f"keep_gates=true, but ckpt_path={cfg.ckpt_path} has no gates: leave it out, new gates "
             "start as droprate_init says"
         )
-    plain = to_plain(cfg)
+    plain = to_plain(with_whole_paths(cfg))
     plain["model"].pop("pretrained", None)  # the checkpoint has the weights
     record = {
         "overrides": typed(),  # for who wonders; nothing reads them again
@@ -183,6 +183,15 @@ def run_settings(cfg: DictConfig, checkpoint: dict | None) -> tuple[DictConfig, 
         "network": {k: v for k, v in plain["model"].items() if k != "_target_"},
     }
     return cfg, record
+
+
+def with_whole_paths(cfg: DictConfig) -> DictConfig:
+    """What is typed means the same in any working directory; defaults are those of each."""
+    cfg = copy.deepcopy(cfg)
+    for key in {key_of(override) for override in typed()} & {*settings_with(Role.PATH)}:
+        if path := OmegaConf.select(cfg, key):
+            OmegaConf.update(cfg, key, str(Path(path).expanduser().absolute()))
+    return cfg
 
 
 def resumed_settings(cfg: DictConfig, checkpoint: dict) -> DictConfig:

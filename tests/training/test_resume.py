@@ -24,17 +24,19 @@ RUN = (  # everything that has a state: noise, shuffling, augmentation, momentum
     "trainer.limit_train_batches=8",
     "trainer.log_every_n_steps=1",
     "trainer.enable_progress_bar=false",
-    "gate_lr=0.05",
     "seed=7",
 )
 VARIANTS = {
-    "multistep": ("scheduler.milestones=[1,3]", "lambda_l0=2.0", "lambda_warmup=3"),
+    "multistep": (
+        *("gate_lr=0.05", "scheduler.milestones=[1,3]", "lambda_l0=2.0", "lambda_warmup=3"),
+    ),
     "target": (  # whose multiplier has risen, and restarted, when the run is killed
-        *("scheduler=one_cycle", "target_sparsity=0.4", "cost=params"),
+        *("gate_lr=0.05", "scheduler=one_cycle", "target_sparsity=0.4", "cost=params"),
         *("dual_lr=5.0", "target_warmup=2", "settle_epochs=1.5"),
     ),
     "target by layer": (
-        *("scheduler=constant", "target_sparsity={block1*:0.4,block8*:0.2}", "cost=weights"),
+        *("gate_lr=0.05", "scheduler=constant", "cost=weights"),
+        "target_sparsity={block1*:0.4,block8*:0.2}",
         *("dual_lr=5.0", "target_warmup=2", "settle_epochs=1.5", "loga_bounds=[-4,4]"),
     ),
     "modern": (  # averages its weights

@@ -2,12 +2,22 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import ROOT, SHORT, SMALL, checkpoint_path, events, run_folder, run_process
+from conftest import (
+    ROOT,
+    SHORT,
+    SMALL,
+    assert_one_line,
+    checkpoint_path,
+    events,
+    run_folder,
+    run_process,
+)
 from PIL import Image
 
 import sparsereg
@@ -238,7 +248,7 @@ def test_progress_bar_shows_the_gates(tmp_path):
 
 
 def test_test_from_another_folder(command, monkeypatch, tmp_path):
-    """Relative data folders, of any name, are kept as absolute paths in the checkpoint."""
+    """A checkpoint does not say what is opened; the line names what to add, of any name."""
     images = tmp_path / "it's [my] images=1"
     for part in ("train", "test"):
         for name in "ab":
@@ -254,8 +264,11 @@ def test_test_from_another_folder(command, monkeypatch, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
-    path = checkpoint_path(tmp_path / "out")
-    result = command("test.py", f"ckpt_path={path}", "trainer=cpu")
+    test = ("test.py", f"ckpt_path={checkpoint_path(tmp_path / 'out')}", "trainer=cpu")
+    refused = command(*test)
+    assert_one_line(refused, f'data.root="{tmp_path}', "add that")
+    [what_to_add] = shlex.split(refused.err.partition(" had ")[2].partition(", and a file")[0])
+    result = command(*test, what_to_add)
     assert result.code == 0, result.err
 
 
