@@ -129,8 +129,23 @@ def test_settled_layers_have_their_targets():
     assert objective.settled
     assert small.conv1.out_channels == 10 and small.conv2.out_channels == 15
     assert small.fc1.out_features == 33, "without a target they stay as they are"
-    opened = int((gate_layers(net)["fc1_inputs"].qz_loga > 0).sum())
-    assert opened == pytest.approx(560, abs=1)
+    opened = gate_layers(net)["fc1_inputs"].qz_loga > 0
+    assert int(opened.sum()) == pytest.approx(560, abs=1)
+
+
+def test_features_of_closed_filters_close_first():
+    torch.manual_seed(0)
+    net = new_network("sparsereg", "lenet5", image_shape=IMAGE, gate_inputs="fc1")
+    targets = {"conv2": 0.8, "fc1_inputs": 0.9}
+    cost = ExpectedCost(net, IMAGE)
+    objective = GateObjective(net, cost, "weights", target_sparsity=targets, settle_epochs=1)
+    for gate in gates_of(net):
+        gate.qz_loga.data.normal_()
+    objective.plan(epochs=2, steps=100)
+    objective.settle(net, progress=0.5)
+    small = compact(net)
+    assert small.conv2.out_channels == 10
+    assert small.fc1.in_features == 80, "an open gate behind a closed filter would be wasted"
 
 
 def test_a_target_out_of_reach_names_its_layer(lenet, cost):
