@@ -50,8 +50,8 @@ def test_the_penalty_of_the_paper(lenet, cost):
     p = torch.rand(cost.num_gates, generator=torch.Generator().manual_seed(0))
     paper = {"conv1": 10.0, "conv2": 0.5, "fc1_inputs": 0.1, "fc1": 10.0}
     parts = dict(zip(WIDTHS, p.split([*WIDTHS.values()]), strict=True))
-    by_hand = sum(paper[n] * GROUPS[n] * parts[n].sum().item() for n in WIDTHS) / 60_000
-    ours = {name: weight * ALL / 60_000 for name, weight in paper.items()}
+    by_hand = sum(paper[n] * GROUPS[n] * parts[n].sum().item() for n in WIDTHS) / 55_000
+    ours = {name: weight * ALL / 55_000 for name, weight in paper.items()}
     objective = GateObjective(lenet, cost, cost="weights", lambda_l0=ours)
     objective.plan(epochs=1, steps=1)
     penalty = (objective.weight_of_cost(0.0) * objective.costs(p)[1]).sum()
@@ -226,4 +226,4 @@ def test_the_bounds_of_the_paper_in_its_experiment(command):
     assert cfg.loga_bounds == pytest.approx([math.log(0.01), math.log(100)])
     paper = SimpleNamespace(conv1=10, conv2=0.5, fc1_inputs=0.1, fc1=10)
     for name, weight in cfg.lambda_l0.items():
-        assert weight == pytest.approx(getattr(paper, name) * ALL / 60_000)
+        assert weight == pytest.approx(getattr(paper, name) * ALL / 55_000, rel=1e-4)
