@@ -44,7 +44,9 @@ def choose_open(
     """
 
     qz_loga = qz_loga.cpu()
-    candidates = lowest_first(qz_loga, cost.dearest(qz_loga.to(cost.order.device), min_open))
+    dearest = cost.dearest(qz_loga.to(cost.order.device), min_open)
+    qz_loga = torch.minimum(qz_loga, qz_loga[cost.channel.cpu()])  # features go with their filter
+    candidates = lowest_first(qz_loga, dearest)
     if sparsity_without(candidates, cost, name) < target:
         candidates = lowest_first(qz_loga, cost.cheapest(name, min_open))
 
@@ -59,6 +61,8 @@ def choose_open_by_layer(
 ) -> Tensor:
     """The same where some layers have targets of their own, and the others stay as they are.
 
+    Where filters come before features, those of the filters that have closed close first.
+
     Args:
         shares: of each gate in the cost that each target is for, (targets, gates).
     """
@@ -66,7 +70,9 @@ def choose_open_by_layer(
     kept = cost.dearest(qz_loga.to(cost.order.device), min_open)
     candidates = lowest_first(qz_loga.cpu(), kept)
     for own, target in zip(shares.cpu().double(), targets, strict=True):
+        gone = torch.isin(cost.channel.cpu(), torch.tensor(closed, dtype=torch.long)).tolist()
         own_candidates = [gate for gate in candidates if own[gate] > 0]
+        own_candidates.sort(key=lambda gate, gone=gone: not gone[gate])
         closed += close(own_candidates, target, lambda gates, own=own: own[gates].sum().item())
     is_closed = deterministic_gate(qz_loga.cpu()) == 0
     is_closed &= shares.cpu().sum(dim=0) == 0
