@@ -18,6 +18,7 @@ from hydra.utils import instantiate
 
 from sparsereg.checkpoint import load, read_checkpoint, save
 from sparsereg.commands.overrides import CONFIG
+from sparsereg.commands.settings import to_plain
 from sparsereg.data.augment import normalize, to_float
 from sparsereg.errors import UserError
 from sparsereg.export.formats import cut_file
@@ -55,17 +56,25 @@ def keep(folder: Path, name: str, data: str) -> Path:
     path = MODELS / f"{name}.pt"
     cut = cut_file(folder / "checkpoints" / "best.ckpt")
     content = read_checkpoint(cut)
-    content["sparsereg"] |= {"overrides": [f"data={data}"], "config": {}}  # paths of this machine
+    content["sparsereg"] |= {
+        "overrides": [],
+        "config": {"data": settings(data)},
+    }
     content["sample"] = sample(cut, data)
     save(content, path)
     add_record(run, name)
     return path
 
 
+def settings(data: str) -> dict:
+    """Of a data set, where nothing else is asked for."""
+    with initialize_config_dir(str(CONFIG), version_base="1.3"):
+        return to_plain(compose("train", overrides=[f"data={data}"]))["data"]
+
+
 def sample(path: Path, data: str) -> dict[str, torch.Tensor]:
     """The first test images, uint8 (N, C, H, W), and their logits, (N, classes)."""
-    with initialize_config_dir(str(CONFIG), version_base="1.3"):
-        source = instantiate(compose("train", overrides=[f"data={data}"]).data, _convert_="all")
+    source = instantiate(settings(data), _convert_="all")
     source.prepare_data()
     source.setup("test")
     images = source.splits.test.images[:IMAGES].clone()  # not the storage of all of them

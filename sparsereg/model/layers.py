@@ -36,7 +36,8 @@ def normalise(xs: Sequence[Tensor], norms: Sequence[BatchNorm], act_fn: nn.Modul
     """
     if len(norms) == 1:
         [x], [norm] = xs, norms
-        if isinstance(act_fn, nn.ReLU) and fused.normalises(norm, x):
+        is_usual = isinstance(act_fn, nn.ReLU) and isinstance(norm, BatchNorm)
+        if is_usual and fused.normalises(norm, x):
             return norm.fused([x], relu=True)
         return act_fn(norm(x))
     mean, var, weight, bias = (

@@ -17,14 +17,13 @@ LAUNCHERS = {
     "joblib": ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
     "submitit": ("hydra/launcher=submitit_local",),
 }
+pytestmark = pytest.mark.slow
 SCRIPT = """
 import time
 from pathlib import Path
 
 from sparsereg.commands import command_line
 from sparsereg.errors import UserError
-
-pytestmark = pytest.mark.slow
 
 
 def main(cfg):

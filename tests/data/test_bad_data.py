@@ -1,5 +1,6 @@
 """Data and machines that are not as the settings say: one line, exit code 1, nothing written."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,10 @@ def image_folder(root: Path, train: str = "ab", test: str = "ab") -> Path:
     return root
 
 
+def with_validation(root: Path) -> None:
+    shutil.copytree(image_folder(root) / "train", root / "val")
+
+
 def empty(root: Path) -> None:
     (root / "train").mkdir()
     (root / "test").mkdir()
@@ -86,8 +91,8 @@ FOLDERS = {
     "missing": (lambda root: root.rmdir(), ["data.root"]),
     "empty": (empty, ["train"]),
     "unreadable image": (unreadable, ["train/a/2.png"]),
+    "batch too large": (with_validation, ["data.batch_size=128"]),
     "other classes": (lambda root: image_folder(root, "ab", "bc"), ["differ", "missing: a"]),
-    "batch too large": (image_folder, ["data.batch_size=128"]),
 }
 
 

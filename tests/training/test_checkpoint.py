@@ -46,7 +46,8 @@ def test_full_disk_keeps_the_earlier_checkpoint(tmp_path):
     process = Forked(tmp_path / "said", *arguments, largest_file=2 * 10**6)
     assert process.end() == 1
     said = process.err.read_text()
-    assert said.startswith("error: cannot save ") and os.strerror(errno.EFBIG) in said
+    assert "error: cannot save " in said and os.strerror(errno.EFBIG) in said
+    assert "the last good checkpoint is " in said
     assert "Traceback" not in said
     assert read_checkpoint(checkpoint_path(tmp_path / "run"))["global_step"] == 0
     assert not list(tmp_path.rglob("*.tmp"))

@@ -64,7 +64,7 @@ def test_wandb_has_settings_curves_and_results(tracked):
 def test_a_missing_package(name, command, tmp_path, monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(
-        "sparsereg.commands.settings.find_spec",
+        "sparsereg.commands.machine.find_spec",
         lambda n, *args: None if n == name else real(n, *args),
     )
     result = command("train.py", f"logger={name}", f"output_dir={tmp_path}")
