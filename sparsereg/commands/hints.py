@@ -12,11 +12,13 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sparsereg.commands.overrides import CONFIG, parse
+from sparsereg.commands.values import COUNT, is_count
 from sparsereg.errors import UserError
 
 FLAGS = ("--multirun", "-m", "--help", "-h", "--hydra-help", "--version")
 SWEEP_PLUGINS = ["joblib", "submitit_local", "submitit_slurm", "optuna"]
 SWEEPER = re.compile("/hydra_plugins/|/core_plugins/basic_sweeper|/core_plugins/basic_launcher")
+OPTUNAS = ("hydra.sweeper.n_trials", "hydra.sweeper.n_jobs")  # others are taken without a word
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 GONE = (errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EIO, errno.ESTALE)
 
@@ -143,6 +145,8 @@ def check_argument(argument: str, config_name: str) -> None:
         known = known_settings(config_name)
         hint = f"; write '{key}=…'" if key in known else did_you_mean(key, known)
         raise UserError(f"'{argument}': settings cannot be added or removed{hint}")
+    if key in OPTUNAS and not is_count(override.value()):
+        raise UserError(f"{argument} must be {COUNT[1]}")
     if not override.is_sweep_override() and override.value() is None and (CONFIG / key).is_dir():
         options = ", ".join(sorted(path.stem for path in (CONFIG / key).glob("*.yaml")))
         raise UserError(f"{argument}: leave it out, or choose one of {options}")

@@ -17,7 +17,15 @@ from omegaconf import DictConfig, OmegaConf
 from sparsereg.commands.checks import check_settings
 from sparsereg.commands.comparable import differences, flatten
 from sparsereg.commands.machine import check_devices, is_first_process
-from sparsereg.commands.overrides import CONFIG, as_argument, group_of, key_of, typed
+from sparsereg.commands.overrides import (
+    CONFIG,
+    as_argument,
+    first_part,
+    given_settings,
+    group_of,
+    key_of,
+    typed,
+)
 from sparsereg.commands.settings import (
     KEPT,
     SETTINGS,
@@ -58,7 +66,7 @@ def settings_of(checkpoint: dict, cfg: DictConfig, keys: tuple[str, ...] = ()) -
         options.append("callbacks=averaged")
     cfg = compose("train", overrides=[*options, *typed()])
     for key, value in saved.items():
-        own = key in given or group_of_key(key) in given or Role.MACHINE in roles_of(key)
+        own = key in given or first_part(key) in given or Role.MACHINE in roles_of(key)
         if not own and not OmegaConf.is_dict(OmegaConf.select(cfg, key)):
             set_plain(cfg, key, value, saved)
     check_given_again(cfg, saved, given)
@@ -76,7 +84,7 @@ def saved_settings(checkpoint: dict, keys: tuple[str, ...]) -> dict[str, Any]:
         raise UserError(f"the checkpoint's settings cannot be read: {error}") from None
     saved = {}
     for key, value in flat.items():
-        if keys and not {key, group_of_key(key)} & {*keys}:
+        if keys and not {key, first_part(key)} & {*keys}:
             continue
         if Role.STARTS in roles_of(key) or is_watching(key):
             continue
@@ -87,7 +95,7 @@ def saved_settings(checkpoint: dict, keys: tuple[str, ...]) -> dict[str, Any]:
 
 
 def is_watching(key: str) -> bool:
-    return group_of_key(key) == "callbacks" and not key.startswith(TAKEN)
+    return first_part(key) == "callbacks" and not key.startswith(TAKEN)
 
 
 def check_saved(key: str, value: Any) -> None:
@@ -112,22 +120,6 @@ def option_of(group: str, class_name: Any) -> str:
     raise UserError(f"the checkpoint's {group}={class_name} is none that this version knows")
 
 
-def given_settings(cfg: DictConfig) -> set[str]:
-    """The command line's own settings: typed, or changed by what is typed (`trainer=gpu`).
-
-    A group is, if another class is chosen for it, or the group is typed: another data set or
-    optimizer has other keys. Every trainer has the same.
-    """
-    now, defaults = (flatten(to_plain(c)) for c in (cfg, compose("train")))
-    changed = {key for key in now if now[key] != defaults.get(key)}
-    keys = {key_of(override) for override in typed()}
-    return (changed | keys) - {"trainer"}
-
-
-def group_of_key(key: str) -> str:
-    return key.partition(".")[0]
-
-
 def set_plain(cfg: DictConfig, key: str, value: Any, saved: dict[str, Any]) -> None:
     """Set a value, unless it repeats a flat key, to which the setting stays tied (`${seed}`)."""
     group, _, name = key.rpartition(".")
@@ -145,7 +137,7 @@ def check_given_again(cfg: DictConfig, saved: dict[str, Any], given: set[str]) -
         as_argument(saved[key], key)
         for key in settings_with(Role.AGAIN)
         if saved.get(key) is not None
-        and not {key, group_of_key(key)} & given
+        and not {key, first_part(key)} & given
         and not same_value(cfg, key, saved[key])
     ]
     if missing:

@@ -15,7 +15,7 @@ from torch.distributed import default_pg_timeout, distributed_c10d
 from torch.nn.utils import get_total_norm
 
 from sparsereg.commands.command_line import Stopped, stop_on_signals
-from sparsereg.commands.overrides import as_argument
+from sparsereg.commands.overrides import command_to_go_on
 from sparsereg.errors import UserError, printable
 
 
@@ -102,9 +102,9 @@ class StopOnSignals(pl.Callback):
         files = trainer.checkpoint_callback
         if trainer.is_global_zero and files.last.exists():
             if trainer.state.fn == TrainerFn.FITTING:
-                command = f"python train.py {as_argument(files.last)} resume_training=true"
+                command = command_to_go_on("train.py", files.last, "resume_training=true")
             else:
-                command = f"python test.py {as_argument(files.best)}"
+                command = command_to_go_on("test.py", files.best)
             print(printable(f"stopped; to go on: {command}"), flush=True)
 
     def name_the_last_good(self, trainer: pl.Trainer) -> None:
