@@ -51,7 +51,7 @@ class LayerCost(nn.Module):
 
     def forward(self, prob_open: Tensor) -> Tensor:
         """`prob_open`: for each gate P(z ≠ 0), (gates,). Returns the costs, (patterns,)."""
-        return self.shares @ prob_open
+        return (self.shares * prob_open).sum(dim=1)  # as in `ExpectedCost`, whatever autocast
 
 
 def which_layers(net: nn.Module, patterns: list[str], key: str) -> Tensor:

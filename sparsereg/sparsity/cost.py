@@ -72,11 +72,12 @@ class ExpectedCost(nn.Module):
         Returns the expected cost of each name in `choices.COSTS`, in [0, 1].
         """
         params, macs = self.totals(prob_open)
+        weights = (prob_open * self.group_sizes).sum()  # no product of matrices: not in bfloat16
         return {
             "channels": prob_open.mean(),
             "params": params / self.dense["params"],
             "macs": macs / self.dense["macs"],
-            "weights": prob_open @ self.group_sizes / self.dense["weights"],
+            "weights": weights / self.dense["weights"],
         }
 
     def count(self, is_open: Tensor) -> dict[str, int]:
