@@ -167,6 +167,10 @@ def test_layer_cost_is_a_share_of_the_layers_own(lenet, cost):
     p = torch.ones(cost.num_gates)
     p[:20] = 0.0
     assert layer_cost(p).tolist() == pytest.approx([25_000 / 25_500])
+    p = torch.rand(cost.num_gates)
+    with torch.autocast("cpu", torch.bfloat16):
+        in_autocast = layer_cost(p)
+    assert torch.equal(in_autocast, layer_cost(p))
 
 
 RUN = (*SHORT, "model=lenet5", "cost=weights", "model.gate_inputs=[fc1]", "gate_lr=0.1")
