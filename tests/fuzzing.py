@@ -27,7 +27,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from sparsereg.checkpoint import load, read_checkpoint
-from sparsereg.commands import resume
+from sparsereg.commands import overrides, resume
 from sparsereg.commands.overrides import CONFIG
 from sparsereg.commands.settings import to_plain
 from sparsereg.compact import compact, load_compact
@@ -294,8 +294,9 @@ def fuzz(mutations: int, seed: int, seconds: float = math.inf) -> tuple[Counter,
     counts, wrong = Counter(), []
     torch.manual_seed(seed)
     signal.signal(signal.SIGALRM, too_long)
-    resume.typed = lambda: []  # nothing is typed here
-    resume.compose = composed
+    for module in (resume, overrides):
+        module.typed = lambda: []  # nothing is typed here
+        module.compose = composed
     end = time.monotonic() + seconds
     with (
         tempfile.TemporaryDirectory() as name,

@@ -113,6 +113,7 @@ def quieten() -> None:
     for message in (
         r".*LeafSpec.*",  # Lightning's own use of a deprecated torch name
         r".*Experiment logs directory .* exists and is not empty.*",  # the folder is claimed first
+        r"Error detected in .*Backward",  # detect_anomaly's; the error says it in a line
         r".*number of training batches .* smaller than the logging interval.*",
     ):
         warnings.filterwarnings("ignore", message=message)

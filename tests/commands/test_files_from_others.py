@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from sparsereg.checkpoint import new_network, read_checkpoint
-from sparsereg.commands import resume
+from sparsereg.commands import overrides, resume
 from sparsereg.commands.overrides import CONFIG
 from sparsereg.commands.settings import to_plain
 from sparsereg.errors import UserError, printable
@@ -30,7 +30,8 @@ def resumed(monkeypatch):
     """Settings of a run that goes on from a checkpoint with this configuration."""
 
     def settings(config: dict, *typed: str) -> dict:
-        monkeypatch.setattr(resume, "typed", lambda: [*typed])
+        for module in (resume, overrides):
+            monkeypatch.setattr(module, "typed", lambda: [*typed])
         cfg = composed(*typed)
         with initialize_config_dir(str(CONFIG), version_base="1.3"):
             return to_plain(resume.settings_of({"sparsereg": {"config": config}}, cfg))
