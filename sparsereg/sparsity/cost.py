@@ -65,6 +65,8 @@ class ExpectedCost(nn.Module):
         padded = pad_sequence(groups, batch_first=True, padding_value=self.num_gates)[:-1]
         self.register_buffer("bottlenecks", padded, persistent=False)  # (groups, largest)
         self.dense = self.count(torch.ones(self.num_gates))
+        shares = self.group_sizes / self.dense["weights"]
+        self.register_buffer("group_shares", shares, persistent=False)
 
     def forward(self, prob_open: Tensor) -> dict[str, Tensor]:
         """`prob_open`: for each gate P(z ≠ 0), in the order of `gate_layers(net)`, (gates,).
@@ -72,12 +74,12 @@ class ExpectedCost(nn.Module):
         Returns the expected cost of each name in `choices.COSTS`, in [0, 1].
         """
         params, macs = self.totals(prob_open)
-        weights = (prob_open * self.group_sizes).sum()  # autocast would make @ a bfloat16 product
         return {
             "channels": prob_open.mean(),
             "params": params / self.dense["params"],
             "macs": macs / self.dense["macs"],
-            "weights": weights / self.dense["weights"],
+            # autocast would make @ a bfloat16 product
+            "weights": (prob_open * self.group_shares).sum(),
         }
 
     def count(self, is_open: Tensor) -> dict[str, int]:
