@@ -7,11 +7,13 @@ import os
 import subprocess
 import sys
 
+import pytest
 from conftest import ROOT
 
 MUTATIONS, SECONDS = 300, 45
 
 
+@pytest.mark.slow
 def test_mutated_files():
     program = (
         "from fuzzing import fuzz\n"
@@ -29,6 +31,7 @@ def test_mutated_files():
     assert result.returncode == 0, result.stdout.decode() + result.stderr.decode()
 
 
+@pytest.mark.slow
 def test_the_watch_sees_what_is_forbidden(tmp_path):
     """Else nothing seen would prove nothing."""
     program = (

@@ -257,6 +257,7 @@ def test_resume_with_other_settings(name, change, words, command, trained, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_resume_one_cycle_with_other_length(command, tmp_path):
     one_cycle = (*SMALL, "scheduler=one_cycle", "scheduler.pct_start=0.5", f"output_dir={tmp_path}")
     assert command("train.py", *one_cycle).code == 0

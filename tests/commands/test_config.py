@@ -16,6 +16,7 @@ def composed(*overrides: str):
         return compose("train", overrides=list(overrides))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes(option):
     root = ["data.root=somewhere"] if option == "data=image_folder" else []

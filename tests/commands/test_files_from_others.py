@@ -155,6 +155,7 @@ def hostile(trained, tmp_path):
     return change
 
 
+@pytest.mark.slow
 def test_a_hostile_checkpoint_goes_on_here(hostile, command, tmp_path, monkeypatch):
     """Whatever it says, the run goes on beside it, and nowhere else."""
     monkeypatch.setenv("SECRET", "hunter2")
@@ -228,6 +229,7 @@ def test_control_characters_are_shown_not_sent(hostile, command):
     assert printable("Grün 日本 α") == "Grün 日本 α" and len(printable("x" * 10**6)) < 3000
 
 
+@pytest.mark.slow
 def test_training_state_that_does_not_fit(hostile, command, trained, tmp_path):
     checkpoint = torch.load(trained["gated"], weights_only=True)
     checkpoint["optimizer_states"][0]["param_groups"].pop()

@@ -39,6 +39,7 @@ def test_they_are_small():
     assert sum(path.stat().st_size for path in KEPT) < 4_000_000
 
 
+@pytest.mark.slow
 def test_a_run_is_put_there(command, trained, tmp_path, monkeypatch):
     monkeypatch.setattr(models, "MODELS", tmp_path / "models")
     runs = {name: path.parents[1] for name, path in trained.items()}

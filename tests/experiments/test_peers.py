@@ -11,6 +11,7 @@ from sparsereg.sparsity.size import count
 SHAPE = (3, 16, 16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method, cost", [("random", "params"), ("random", "macs"), ("magnitude", "params")]
 )
@@ -48,6 +49,7 @@ def test_the_weakest_channels_go(trained, tmp_path):
     assert 0 < len(left) <= 16 and left.flatten(1).norm(dim=1).min() > 0.01
 
 
+@pytest.mark.slow
 def test_each_seed_has_its_own_choice(trained):
     checkpoint = sparsereg.checkpoint.read_checkpoint(trained["ungated"])
     nets = [peers.at_random(checkpoint, "params", 0.5, SHAPE, seed) for seed in (1, 1, 2)]

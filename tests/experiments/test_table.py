@@ -51,6 +51,7 @@ def leave(folder: Path, *names: str) -> Path:
     return version
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", table.SCHEDULES)
 def test_every_row_is_a_run(trained, schedule, capsys):
     assert table.main([schedule, "--seeds", "7", "8", "--", "data=digits"]) == 1

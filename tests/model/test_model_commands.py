@@ -30,6 +30,7 @@ OTHER_MODELS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change, words", OTHER_MODELS, ids=[" ".join(c) for c, _ in OTHER_MODELS])
 def test_a_wrong_model_is_one_line(change, words, command, tmp_path):
     result = command("train.py", *SHORT, *change, f"output_dir={tmp_path / 'out'}")
@@ -65,6 +66,7 @@ def test_from_training_to_onnx(command, tmp_path):
     assert torch.allclose(small(images), sparsereg.load(last)(images), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_weights_and_gates_from_an_ungated_run(command, tmp_path):
     run = (*SHORT, "model=lenet5", f"output_dir={tmp_path}")
     assert command("train.py", *run, "without_using_gate=true").code == 0
@@ -75,6 +77,7 @@ def test_weights_and_gates_from_an_ungated_run(command, tmp_path):
     assert len(gates) == 3 and all(gate.qz_loga.min() > 2 for gate in gates)
 
 
+@pytest.mark.slow
 def test_torchvision_with_weights_from_a_file(command, tmp_path):
     """Of ImageNet's classifier only the last layer is not taken."""
     torch.manual_seed(0)

@@ -47,6 +47,7 @@ THIN = {  # network, and how many of its layers have gates, counted by hand
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", THIN)
 def test_the_cut_is_exact_and_its_size_known(name):
     torch.manual_seed(0)

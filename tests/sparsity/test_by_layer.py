@@ -176,6 +176,7 @@ def test_layer_cost_is_a_share_of_the_layers_own(lenet, cost):
 RUN = (*SHORT, "model=lenet5", "cost=weights", "model.gate_inputs=[fc1]", "gate_lr=0.1")
 
 
+@pytest.mark.slow
 def test_a_run_with_targets_by_layer(command, tmp_path):
     targets = "target_sparsity={conv1:0.5,fc1*:0.8}"
     result = command("train.py", *RUN, targets, "loga_bounds=[-4,4]", f"output_dir={tmp_path}")

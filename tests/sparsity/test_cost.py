@@ -87,6 +87,7 @@ def test_other_networks(name):
     assert compared >= 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gate_reductions", [False, True])
 def test_expectation_is_the_mean_over_random_gates(monkeypatch, gate_reductions):
     """Monte Carlo: 2,000 networks with Bernoulli gates, each one cut and counted."""

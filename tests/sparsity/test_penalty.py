@@ -23,6 +23,7 @@ def test_penalty_on_macs_and_its_warmup(command, tmp_path):
 STRONG = ("lambda_l0=1e4", "gate_lr=2.0", "trainer.limit_train_batches=8")
 
 
+@pytest.mark.slow
 def test_a_block_keeps_a_channel(command, tmp_path):
     """However large λ."""
     result = command("train.py", *SHORT, *STRONG, f"output_dir={tmp_path}")
@@ -34,6 +35,7 @@ def test_a_block_keeps_a_channel(command, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_without_that_guard_the_collapse_is_said(command, tmp_path):
     arguments = (*STRONG, "min_open_channels=0", f"output_dir={tmp_path}")
     with pytest.warns(UserWarning, match="ignores its input.*min_open_channels=1"):
@@ -45,6 +47,7 @@ def test_without_that_guard_the_collapse_is_said(command, tmp_path):
 HUNDRED_STEPS = ("data.batch_size=4", "trainer.limit_train_batches=100", "lambda_l0=5.0")
 
 
+@pytest.mark.slow
 def test_still_gates_are_said(command, tmp_path):
     arguments = (*HUNDRED_STEPS, "gate_lr=1e-6", "trainer.limit_val_batches=1")
     with pytest.warns(UserWarning, match="the gates are not moving: after 10 of 100 steps") as said:
@@ -53,6 +56,7 @@ def test_still_gates_are_said(command, tmp_path):
     assert "raise gate_lr or lambda_l0 (5 now)" in str(said[0].message)
 
 
+@pytest.mark.slow
 def test_moving_gates_are_not(command, tmp_path):
     """Warnings are errors in this process."""
     arguments = (*HUNDRED_STEPS, "gate_lr=0.05", "trainer.limit_val_batches=1")

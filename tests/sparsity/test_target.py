@@ -94,6 +94,7 @@ def test_a_missed_target_is_said(capsys):
     assert "RUN/best.ckpt has 0.4832" in line
 
 
+@pytest.mark.slow
 def test_the_multiplier_closes_gates(command, tmp_path):
     """Before they are settled; with λ = 0 the expected sparsity would stay below 0.05."""
     arguments = (
@@ -114,6 +115,7 @@ def test_the_multiplier_closes_gates(command, tmp_path):
     assert expected[-1] == pytest.approx(0.6, abs=0.01)
 
 
+@pytest.mark.slow
 def test_going_on_to_a_higher_target_keeps_the_gates(command, tmp_path):
     first = ("target_sparsity=0.5", "cost=params", "droprate_init=0.05")
     result = command("train.py", *TWO_SMALL, *first, f"output_dir={tmp_path}")

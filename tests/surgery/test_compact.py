@@ -126,6 +126,7 @@ def test_outputs_stay_the_same(act_fn_name, pattern):
             assert_same(masked, fold(cut)(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", PATTERNS, ids=lambda pattern: pattern.__name__)
 @pytest.mark.parametrize("act_fn_name", ACTIVATIONS)
 def test_outputs_in_single_precision(act_fn_name, pattern):

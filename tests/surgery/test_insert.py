@@ -103,6 +103,7 @@ def test_open_gates_change_nothing_and_closed_ones_remove():
     assert parameters(small) < parameters(net) - 12 * 4, "the excitation has become a constant"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False])
 def test_an_ungated_googlenet_takes_gates(training):
     """Although it normalises its branches in one in training, which is no other network."""

@@ -24,6 +24,7 @@ def save_for_ever(path: str) -> None:
         AtomicCheckpointIO().save_checkpoint({"i": i, "weights": weights}, path)
 
 
+@pytest.mark.slow
 def test_sigkill_during_the_write_leaves_the_earlier_file(tmp_path):
     """A process that does nothing but save is killed at many moments."""
     path = tmp_path / "last.ckpt"
@@ -40,6 +41,7 @@ def test_sigkill_during_the_write_leaves_the_earlier_file(tmp_path):
         assert (saved["weights"] == saved["i"]).all()
 
 
+@pytest.mark.slow
 def test_full_disk_keeps_the_earlier_checkpoint(tmp_path):
     """The whole program, on a disk that takes the first checkpoint but not a larger one."""
     arguments = ("train.py", *SHORT, f"output_dir={tmp_path / 'run'}")
@@ -83,6 +85,7 @@ def test_run_that_diverges_keeps_its_last_finite_checkpoint(command, tmp_path):
     assert all(tensor.isfinite().all() for tensor in state.values())
 
 
+@pytest.mark.slow
 def test_best_is_kept_over_a_resume(command, tmp_path):
     """The best of the whole run, not of the resumed part; a tie goes to the newer epoch."""
     first = command("train.py", *SMALL, "trainer.max_epochs=2", f"output_dir={tmp_path}")

@@ -53,6 +53,7 @@ def train(compile: bool, steps: int) -> tuple[list[float], L0Module]:
     return losses, module
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch looks at it itself
 def test_compiled_and_eager_losses_are_the_same():
     from torch._dynamo.utils import counters

@@ -30,6 +30,7 @@ def test_finite_means_weights_buffers_and_validation_loss():
     assert "2 tensors, first 0.weight" in find_broken(net, float("nan"))
 
 
+@pytest.mark.slow
 def test_a_network_whose_outputs_are_nan_is_not_the_best(command, tmp_path, monkeypatch):
     """Its weights are finite: a product of two of them is not."""
     from sparsereg.training.module import L0Module
@@ -79,6 +80,7 @@ def test_a_disk_or_folder_that_is_gone(number):
     assert hints.explain(OSError(errno.EBADF, "a bug"), "train") is None
 
 
+@pytest.mark.slow
 def test_a_folder_renamed_midway(command, tmp_path, monkeypatch):
     """One line, the exit code, and where the last good checkpoint was."""
     from sparsereg.training.monitors import EpochLine
@@ -108,6 +110,7 @@ def resume(command, last) -> Result:
     return command("train.py", f"ckpt_path={last}", "resume_training=true")
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_results_gets_them(unfinished, command, trained, tmp_path):
     result = resume(command, unfinished)
     assert result.code == 0, result.err
@@ -121,6 +124,7 @@ def test_a_run_killed_before_its_results_gets_them(unfinished, command, trained,
     assert_one_line(again, "nothing left to train")
 
 
+@pytest.mark.slow
 def test_what_comes_after_the_cut_is_done_too(unfinished, command, tmp_path):
     checkpoint = torch.load(unfinished, weights_only=True)
     checkpoint["sparsereg"]["config"]["finetune_epochs"] = 1

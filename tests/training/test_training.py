@@ -78,6 +78,7 @@ def test_pretrained_weights_get_new_gates(command, trained, tmp_path):
         assert prob_nonzero(gates).mean().item() == pytest.approx(0.9895, abs=5e-4)
 
 
+@pytest.mark.slow
 def test_what_a_run_leaves(command, tmp_path):
     result = command("train.py", *SHORT, "trainer.max_epochs=2", f"output_dir={tmp_path}")
     assert result.code == 0, result.err
@@ -148,6 +149,7 @@ def test_one_cycle_peaks_at_each_groups_rate(command, tmp_path, optimizer):
         assert rates[-1] < rates[0]
 
 
+@pytest.mark.slow
 def test_runs_started_together_get_their_own_folders(tmp_path):
     program = (
         "import sys; from pathlib import Path; from omegaconf import OmegaConf\n"
@@ -247,6 +249,7 @@ def test_progress_bar_shows_the_gates(tmp_path):
     assert "sparsity" in bar
 
 
+@pytest.mark.slow
 def test_test_from_another_folder(command, monkeypatch, tmp_path):
     """A checkpoint does not say what is opened; the line names what to add, of any name."""
     images = tmp_path / "it's [my] images=1"
