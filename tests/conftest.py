@@ -31,6 +31,11 @@ torch.set_num_threads(1)  # two test processes share two cores
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long ones first, so that no process ends long after the other."""
+    items.sort(key=lambda item: "slow" not in item.keywords)
+
+
 @dataclass
 class Result:
     code: int
