@@ -40,7 +40,9 @@ def main(cfg: DictConfig) -> None:
 
     net = load(cfg.ckpt_path)
     module = L0Module(net, len(data.classes), None, None, flip_tta=run_cfg.flip_tta)
-    trainer = instantiate(cfg.trainer, _convert_="all")(logger=False, enable_checkpointing=False)
+    trainer = instantiate(cfg.trainer, _convert_="all")(
+        precision="32-true", logger=False, enable_checkpointing=False
+    )
     print_summary(evaluate(trainer, module, data, cfg.ckpt_path))
 
 

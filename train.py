@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from sparsereg.commands import command_line
 from sparsereg.commands.checks import check_settings
-from sparsereg.commands.machine import check_devices
+from sparsereg.commands.machine import check_devices, is_on_cpu
 from sparsereg.commands.memory import importing
 from sparsereg.commands.overrides import typed
 from sparsereg.commands.resume import (
@@ -60,6 +60,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict:
         from sparsereg.training.loggers import new_loggers
         from sparsereg.training.module import L0Module
         from sparsereg.training.monitors import ProgressBar
+        from sparsereg.training.precision import precision_of
         from sparsereg.training.results import evaluate, finish
         from sparsereg.training.saving import AtomicCheckpointIO
 
@@ -69,6 +70,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict:
         check_resumable(checkpoint, cfg, is_finished(cfg))
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     torch.set_float32_matmul_precision(cfg.matmul_precision)
+    precision = precision_of(cfg.trainer.precision, is_on_cpu(cfg.trainer))
 
     data = instantiate(cfg.data, _convert_="all")
     data.prepare_data()
@@ -97,6 +99,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict:
         callbacks.append(ProgressBar())
     trainer = instantiate(cfg.trainer, _convert_="all")(
         callbacks=callbacks,
+        precision=precision,
         logger=new_loggers(cfg, version),
         plugins=[AtomicCheckpointIO()],
         strategy=strategy_of(cfg),

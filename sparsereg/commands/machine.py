@@ -26,7 +26,7 @@ def check_devices(trainer: DictConfig) -> None:
                 "use trainer=cpu, or add trainer.accelerator=cpu"
             )
         available = os.cpu_count()
-    on_gpu = accelerator != "cpu" and count_gpus(accelerator) > 0
+    on_gpu = not is_on_cpu(trainer)
     if trainer.precision == "16-mixed" and not on_gpu:
         raise UserError(
             "trainer.precision=16-mixed needs a GPU; on a CPU use bf16-mixed or 32-true"
@@ -40,6 +40,10 @@ def check_devices(trainer: DictConfig) -> None:
         raise UserError(f"trainer.devices={devices} must be a whole number of at least 1, or auto")
     if asked > available:
         raise UserError(f"trainer.devices={devices}: this machine has {available}")
+
+
+def is_on_cpu(trainer: DictConfig) -> bool:
+    return trainer.accelerator == "cpu" or count_gpus(trainer.accelerator) == 0
 
 
 def is_first_process() -> bool:
