@@ -29,10 +29,10 @@ from sparsereg.commands.settings import to_plain
 from sparsereg.errors import printable
 from sparsereg.runs.finished import finished_run, is_finished
 
-OBJECTIVE = (  # the settings of what is asked of gates
-    *("cost", "lambda_l0", "lambda_warmup", "target_sparsity", "dual_lr", "target_warmup"),
-    *("settle_epochs", "gate_lr", "min_open_channels", "loga_bounds"),
-)
+# the settings of what is asked of gates: always, of a λ set by hand, and of a target
+OBJECTIVE = ("cost", "gate_lr", "min_open_channels", "loga_bounds")
+BY_HAND = ("lambda_l0", "lambda_warmup")
+OF_TARGET = ("dual_lr", "target_warmup", "settle_epochs")
 
 
 def main(cfg: DictConfig) -> tuple[float, float]:
@@ -150,14 +150,17 @@ def new_network(
 
 def new_objective(cfg: DictConfig, net: Any, image_shape: tuple[int, int, int]) -> Any:
     """What is asked of the gates: λ by hand, or a target."""
-    from sparsereg.sparsity.cost import ExpectedCost
-    from sparsereg.training.objective import GateObjective
+    from sparsereg.sparsity.objective import L0Penalty
+    from sparsereg.sparsity.target import TargetSparsity
 
-    plain = to_plain(cfg)
-    settings = {key: plain[key] for key in OBJECTIVE}
-    objective = GateObjective(net, ExpectedCost(net, image_shape), **settings)
+    plain, target = to_plain(cfg), cfg.target_sparsity
+    keys = OBJECTIVE + (BY_HAND if target is None else OF_TARGET)
+    settings = {key: plain[key] for key in keys}
+    if target is None:
+        return L0Penalty(net, image_shape, **settings)
+    objective = TargetSparsity(net, image_shape, plain["target_sparsity"], **settings)
     if not cfg.resume_training:
-        objective.check_reach(net)
+        objective.check_reach()
     return objective
 
 

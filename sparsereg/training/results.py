@@ -17,10 +17,10 @@ from sparsereg.errors import printable
 from sparsereg.files import write_atomically
 from sparsereg.model.basic_l0_blocks import deterministic_gate, gate_layers, prob_nonzero
 from sparsereg.sparsity.constraint import TOLERANCE
+from sparsereg.sparsity.objective import GateObjective
 from sparsereg.sparsity.size import measure, open_channels, open_channels_table, sparsities
 from sparsereg.training.loggers import log_final, settings_to_log
 from sparsereg.training.module import L0Module
-from sparsereg.training.objective import GateObjective
 
 
 def evaluate(
