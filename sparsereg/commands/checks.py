@@ -31,6 +31,8 @@ def check_settings(cfg: DictConfig, overrides: list[str], complete: bool = True)
     check_finetuning(cfg)
     check_gates(cfg)
     if complete:
+        if cfg.int8:
+            raise UserError("int8=true is for compact.py, which writes the file")
         check_target(cfg, overrides)
         check_needs(cfg, overrides)
     if cfg.loss.teacher is not None:

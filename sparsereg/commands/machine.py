@@ -81,3 +81,9 @@ def check_compiler() -> None:
     """torch.compile writes C++, on a GPU too for what surrounds its kernels."""
     if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
         raise UserError("compile=true needs a C++ compiler: install g++ or clang++")
+
+
+def check_exporter(asked: str) -> None:
+    """Raise UserError where what was asked for, KEY=VALUE, needs packages that are not there."""
+    if not all(map(find_spec, ("onnx", "onnxruntime", "onnxscript"))):
+        raise UserError(f"{asked} needs: pip install -r requirements-export.txt")

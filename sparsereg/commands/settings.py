@@ -72,6 +72,7 @@ SETTINGS: dict[str, Setting] = {
     "finetune_epochs": Setting(*v.COUNT_OR_0),
     "finetune_lr": Setting(*v.POSITIVE_OR_NULL, needs="finetune_epochs"),
     "round_to": Setting(*v.COUNT, OF_GATES, "finetune_epochs"),
+    "int8": Setting(*v.BOOL, NO_EFFECT | MACHINE),  # of compact.py
     "seed": Setting(*v.SEED),
     "flip_tta": Setting(*v.BOOL),
     "output_dir": Setting(*v.TEXT, NO_EFFECT | PATH | MACHINE),
