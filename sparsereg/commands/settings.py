@@ -3,6 +3,7 @@
 A new setting is one row; every list of settings that the code needs is derived from the roles.
 """
 
+from collections.abc import Mapping
 from enum import Flag, auto
 from typing import Any, NamedTuple
 
@@ -56,6 +57,8 @@ SETTINGS: dict[str, Setting] = {
         "above 0 and below 1 (0.6 is 60 % less), {layers: such a number, …}, or null",
         NEEDS_GATES | KEPT | BY_LAYER,
     ),
+    "target_params": Setting(*v.AMOUNT_OR_NULL, NEEDS_GATES | KEPT),
+    "target_macs": Setting(*v.AMOUNT_OR_NULL, NEEDS_GATES | KEPT),
     "target_warmup": Setting(*v.NOT_NEGATIVE_OR_NULL, *OF_TARGET),
     "settle_epochs": Setting(*v.NOT_NEGATIVE_OR_NULL, *OF_TARGET),
     "dual_lr": Setting(*v.POSITIVE_OR_NULL, *OF_TARGET),
@@ -184,6 +187,26 @@ SETTINGS: dict[str, Setting] = {
     "pictures": Setting(*v.COUNT_OR_0),
     "results": Setting(v.or_null(v.is_text), "a folder, like docs/results"),
 }
+
+
+BUDGETS = {  # what can be asked for, one at a time: the cost that it counts, if not `cost` says so
+    "target_sparsity": None,
+    "target_params": "params",
+    "target_macs": "macs",
+}
+
+
+def budget_of(cfg: Mapping[str, Any]) -> str | None:
+    """The setting that asks for a size; None: λ is set by hand."""
+    return next((key for key in BUDGETS if cfg.get(key) is not None), None)
+
+
+def with_cost(cfg: DictConfig) -> DictConfig:
+    """The settings with the cost that the budget counts; a resumed run's are in its checkpoint."""
+    counted = BUDGETS.get(budget_of(cfg))
+    if counted is None or cfg.resume_training:
+        return cfg
+    return OmegaConf.merge(cfg, {"cost": counted})
 
 
 def roles_of(key: str) -> Role:
