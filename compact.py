@@ -3,7 +3,8 @@
     python compact.py ckpt_path=RUN/best.ckpt
 
 Writes into a folder beside the checkpoint, RUN/best_compact: compact.pt (for train.py, test.py and
-sparsereg.load), compact.pt2 (torch.export), compact.onnx and report.json.
+sparsereg.load), compact.pt2 (torch.export), compact.onnx, what programs that run these have to know
+(deploy.json), and report.json.
 """
 
 import json
@@ -21,24 +22,25 @@ from sparsereg.errors import UserError, printable
 def main(cfg: DictConfig) -> None:
     if cfg.ckpt_path is None:
         raise UserError("ckpt_path=… is needed, the checkpoint to cut")
-    refuse_other_groups("compact.py", "ckpt_path", "round_to")
+    refuse_other_groups("compact.py", "ckpt_path", "round_to", "normalise")
     check_settings(cfg, typed(), complete=False)
     with importing():  # takes seconds
         from sparsereg.checkpoint import load, read_checkpoint
-        from sparsereg.compact import fold, load_compact
+        from sparsereg.compact import load_compact
         from sparsereg.export.formats import cut_file, export
         from sparsereg.export.report import print_report, report
         from sparsereg.files import write_atomically
 
     file = cut_file(cfg.ckpt_path, cfg.round_to)
     net, small = load(cfg.ckpt_path), load_compact(file)
-    image_shape = read_checkpoint(file)["sparsereg"]["data"]["image_shape"]
-    differences = export(fold(small), image_shape, file.parent)
-    results = report(net, small, image_shape, cfg.round_to)
+    data = read_checkpoint(file)["sparsereg"]["data"]
+    known = {key: data[key] for key in ("image_shape", "classes", "mean", "std")}
+    differences = export(small, folder=file.parent, normalise=cfg.normalise, **known)
+    results = report(net, small, data["image_shape"], cfg.round_to)
     results |= {"checkpoint": cfg.ckpt_path, "largest_relative_difference": differences}
     write_atomically(file.with_name("report.json"), json.dumps(results, indent=1).encode())
     print_report(results)
-    names = ", ".join(["compact.pt", *differences, "report.json"])
+    names = ", ".join(["compact.pt", *differences, "deploy.json", "report.json"])
     print(printable(f"wrote {file.parent}: {names}"))
     if "compact.onnx" not in differences:
         hint = "compact.onnx is not written: pip install -r requirements-export.txt"

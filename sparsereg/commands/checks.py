@@ -93,6 +93,8 @@ def check_needs(cfg: DictConfig, overrides: list[str]) -> None:
             continue
         if Role.OF_GATES in row.roles and cfg.without_using_gate:
             raise UserError(f"{override} needs gates: without_using_gate=false")
+        if Role.OF_FILES in row.roles:
+            raise UserError(f"{override}: compact.py takes it, for the files that it writes")
         if row.needs and not OmegaConf.select(cfg, row.needs):
             raise UserError(f"{override} needs {row.needs}=…")
 
