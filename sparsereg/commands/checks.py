@@ -38,8 +38,6 @@ def check_settings(cfg: DictConfig, overrides: list[str], complete: bool = True)
     check_finetuning(cfg)
     check_gates(cfg)
     if complete:
-        if cfg.int8:
-            raise UserError("int8=true is for compact.py, which writes the file")
         check_target(cfg, overrides)
         check_needs(cfg, overrides)
     if cfg.loss.teacher is not None:
@@ -102,6 +100,8 @@ def check_needs(cfg: DictConfig, overrides: list[str]) -> None:
             continue
         if Role.OF_GATES in row.roles and cfg.without_using_gate:
             raise UserError(f"{override} needs gates: without_using_gate=false")
+        if Role.OF_FILES in row.roles:
+            raise UserError(f"{override}: compact.py takes it, for the files that it writes")
         has = budget_of(cfg) if row.needs in BUDGETS else OmegaConf.select(cfg, row.needs)
         if row.needs and not has:
             raise UserError(f"{override} needs {row.needs}=…")

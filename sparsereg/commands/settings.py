@@ -26,6 +26,7 @@ class Role(Flag):
     PATH = auto()  # the same file or folder, however it is written
     MACHINE = auto()  # where things lie, are logged or sent, and devices: never from a file
     BY_LAYER = auto()  # one value for all layers, or {pattern of names: value}
+    OF_FILES = auto()  # of the files that compact.py writes: without meaning in training
     AGAIN = auto()  # the same, and the result depends on it: a resumed run needs it again
 
 
@@ -75,7 +76,10 @@ SETTINGS: dict[str, Setting] = {
     "finetune_epochs": Setting(*v.COUNT_OR_0),
     "finetune_lr": Setting(*v.POSITIVE_OR_NULL, needs="finetune_epochs"),
     "round_to": Setting(*v.COUNT, OF_GATES, "finetune_epochs"),
-    "int8": Setting(*v.BOOL, NO_EFFECT | MACHINE),  # of compact.py
+    "int8": Setting(*v.BOOL, Role.OF_FILES | NO_EFFECT),
+    "normalise": Setting(
+        *v.one_of(choices.NORMALISE, "outside or inside"), Role.OF_FILES | NO_EFFECT
+    ),
     "seed": Setting(*v.SEED),
     "flip_tta": Setting(*v.BOOL),
     "output_dir": Setting(*v.TEXT, NO_EFFECT | PATH | MACHINE),
@@ -185,6 +189,8 @@ SETTINGS: dict[str, Setting] = {
     ),
     "out": Setting(v.is_text, "a folder"),
     "pictures": Setting(*v.COUNT_OR_0),
+    "images": Setting(v.or_null(v.is_text), "an image or a folder"),  # of predict.py
+    "csv": Setting(v.is_text, "a file"),
     "results": Setting(v.or_null(v.is_text), "a folder, like docs/results"),
 }
 
