@@ -4,8 +4,9 @@
     python compact.py ckpt_path=RUN/best.ckpt int8=true
 
 Writes into a folder beside the checkpoint, RUN/best_compact: compact.pt (for train.py, test.py and
-sparsereg.load), compact.pt2 (torch.export), compact.onnx and report.json; with int8=true also
-compact.int8.onnx, which takes its ranges from the checkpoint's training images.
+sparsereg.load), compact.pt2 (torch.export), compact.onnx, what programs that run these have to know
+(deploy.json), and report.json; with int8=true also compact.int8.onnx, which takes its ranges from
+the checkpoint's training images.
 """
 
 import json
@@ -27,24 +28,27 @@ def main(cfg: DictConfig) -> None:
     if cfg.ckpt_path is None:
         raise UserError("ckpt_path=… is needed, the checkpoint to cut")
     takes_data = ("data",) if cfg.int8 else ()
-    refuse_other_groups("compact.py", "ckpt_path", "round_to", "int8", *takes_data)
+    refuse_other_groups("compact.py", "ckpt_path", "round_to", "normalise", "int8", *takes_data)
     check_settings(cfg, typed(), complete=False)
     if cfg.int8:
         check_exporter("int8=true")
+        if cfg.normalise != "outside":
+            raise UserError(f"int8=true with normalise={cfg.normalise}: leave one of them out")
     with importing():  # takes seconds
         from sparsereg.checkpoint import load, read_checkpoint
-        from sparsereg.compact import fold, load_compact
+        from sparsereg.compact import load_compact
         from sparsereg.export.formats import cut_file, export
         from sparsereg.export.report import print_report, report
         from sparsereg.files import write_atomically
 
     checkpoint = read_checkpoint(cfg.ckpt_path)
+    about = checkpoint["sparsereg"]["data"]
     run_cfg, data = data_of(cfg, checkpoint) if cfg.int8 else (None, None)
     file = cut_file(cfg.ckpt_path, cfg.round_to)
     net, small = load(cfg.ckpt_path), load_compact(file)
-    image_shape = checkpoint["sparsereg"]["data"]["image_shape"]
-    differences = export(fold(small), image_shape, file.parent)
-    results = report(net, small, image_shape, cfg.round_to)
+    known = {key: about[key] for key in ("image_shape", "classes", "mean", "std")}
+    differences = export(small, folder=file.parent, normalise=cfg.normalise, **known)
+    results = report(net, small, about["image_shape"], cfg.round_to)
     results |= {"checkpoint": cfg.ckpt_path, "largest_relative_difference": differences}
     print_report(results)
     names = ["compact.pt", *differences]
@@ -52,7 +56,7 @@ def main(cfg: DictConfig) -> None:
         results["int8"] = write_int8(file.with_name("compact.onnx"), data, run_cfg.flip_tta)
         names.append("compact.int8.onnx")
     write_atomically(file.with_name("report.json"), json.dumps(results, indent=1).encode())
-    print(printable(f"wrote {file.parent}: {', '.join([*names, 'report.json'])}"))
+    print(printable(f"wrote {file.parent}: {', '.join([*names, 'deploy.json', 'report.json'])}"))
     if "compact.onnx" not in differences:
         hint = "compact.onnx is not written: pip install -r requirements-export.txt"
         print(hint, file=sys.stderr)

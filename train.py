@@ -5,6 +5,7 @@ python train.py lambda_l0=1.0                                               # ga
 python train.py ckpt_path=RUN/last.ckpt lambda_l0=20.0 droprate_init=0.05   # gates, then cut
 python train.py ckpt_path=RUN/last.ckpt resume_training=true                # go on exactly
 python train.py target_sparsity=0.6 cost=params                             # the sparsity asked for
+python train.py target_params=100k                                          # the size asked for
 python train.py lambda_l0=1.0 finetune_epochs=20                            # cut, then train on
 """
 
@@ -25,7 +26,8 @@ from sparsereg.commands.resume import (
     finetune_settings,
     run_settings,
 )
-from sparsereg.commands.settings import to_plain
+from sparsereg.commands.settings import budget_of, to_plain, with_cost
+from sparsereg.commands.values import amount
 from sparsereg.errors import printable
 from sparsereg.runs.finished import finished_run, is_finished
 
@@ -39,6 +41,7 @@ def main(cfg: DictConfig) -> tuple[float, float]:
     """Train; return (validation accuracy, sparsity), what Optuna's sweeper maximises."""
     overrides = typed()
     check_settings(cfg, overrides, complete=not cfg.resume_training)
+    cfg = with_cost(cfg)
     results = finished_run(cfg) if cfg.skip_finished else None
     if results is None:
         with importing():  # torch, to count GPUs
@@ -150,15 +153,19 @@ def new_network(
 
 def new_objective(cfg: DictConfig, net: Any, image_shape: tuple[int, int, int]) -> Any:
     """What is asked of the gates: λ by hand, or a target."""
+    from sparsereg.budgets.size import TargetSize
     from sparsereg.sparsity.objective import L0Penalty
     from sparsereg.sparsity.target import TargetSparsity
 
-    plain, target = to_plain(cfg), cfg.target_sparsity
-    keys = OBJECTIVE + (BY_HAND if target is None else OF_TARGET)
+    plain, budget = to_plain(cfg), budget_of(cfg)
+    keys = OBJECTIVE + (BY_HAND if budget is None else OF_TARGET)
     settings = {key: plain[key] for key in keys}
-    if target is None:
+    if budget is None:
         return L0Penalty(net, image_shape, **settings)
-    objective = TargetSparsity(net, image_shape, plain["target_sparsity"], **settings)
+    if budget == "target_sparsity":
+        objective = TargetSparsity(net, image_shape, plain[budget], **settings)
+    else:
+        objective = TargetSize(net, image_shape, amount(plain[budget]), **settings)
     if not cfg.resume_training:
         objective.check_reach()
     return objective

@@ -95,15 +95,17 @@ class TargetSparsity(GateObjective):
 
     def settle(self) -> None:
         """Fix the gates at the target, now."""
-        qz_loga, min_open = self.qz_loga().detach(), self.min_open_channels
-        if self.layer_cost is None:
-            is_open = choose_open(qz_loga, self.expected_cost, self.cost, self.target, min_open)
-        else:
-            targets = list(self.target.values())
-            settings = self.expected_cost, self.layer_cost.shares, targets, min_open
-            is_open = choose_open_by_layer(qz_loga, *settings)
-        polarise(self.net, is_open)
+        polarise(self.net, self.choose(self.qz_loga().detach()))
         self.constraint.settled = True
+
+    def choose(self, qz_loga: Tensor) -> Tensor:
+        """The gates that stay open, (gates,), given ln α of all."""
+        min_open = self.min_open_channels
+        if self.layer_cost is None:
+            return choose_open(qz_loga, self.expected_cost, self.cost, self.target, min_open)
+        targets = list(self.target.values())
+        settings = self.expected_cost, self.layer_cost.shares, targets, min_open
+        return choose_open_by_layer(qz_loga, *settings)
 
     def step(self) -> None:
         if self.settled:  # the optimizer may have moved them, by their gradient or its momentum
@@ -132,16 +134,22 @@ class TargetSparsity(GateObjective):
         highest = self.sparsity(smallest)
         targets = self.target if self.layer_cost is not None else {"": self.target}
         for layer, target in targets.items():
-            asked = f"target_sparsity={target}" + (f" of {layer}" if layer else "")
             if target > highest[layer]:
-                raise UserError(
-                    f"{asked} of cost={self.cost} is out of reach: with the gates of this network "
-                    f"and min_open_channels={self.min_open_channels} the highest is "
-                    f"{math.floor(highest[layer] * 10_000) / 10_000}"
-                )
+                raise UserError(self.out_of_reach(layer, target, highest[layer]))
             if present[layer] > target + TOLERANCE:
                 raise UserError(
-                    f"{asked}, but the gates start at {present[layer]:.4f} (cost={self.cost}): "
-                    "choose a higher target, or open gates with keep_gates=false and a small "
-                    "droprate_init"
+                    f"{self.asked(layer, target)}, but the gates start at {present[layer]:.4f} "
+                    f"(cost={self.cost}): choose a higher target, or open gates with "
+                    "keep_gates=false and a small droprate_init"
                 )
+
+    def asked(self, layer: str, target: float) -> str:
+        return f"target_sparsity={target}" + (f" of {layer}" if layer else "")
+
+    def out_of_reach(self, layer: str, target: float, highest: float) -> str:
+        """What to say of a target that is higher than the highest."""
+        return (
+            f"{self.asked(layer, target)} of cost={self.cost} is out of reach: with the gates of "
+            f"this network and min_open_channels={self.min_open_channels} the highest is "
+            f"{math.floor(highest * 10_000) / 10_000}"
+        )

@@ -95,22 +95,8 @@ class L0Module(pl.LightningModule):
     def penalty(self, qz_loga: Tensor) -> Tensor:
         """λ · E[cost], summed over layers that have their own, (); logged."""
         penalty = self.objective.penalty(qz_loga)
-        self.log_gates(self.objective.expected, self.objective.weight)
+        log_gates(self, self.objective)
         return penalty
-
-    def log_gates(self, costs: dict[str, Tensor], lambda_l0: Tensor) -> None:
-        """In the steps that loggers write, and for the line of an epoch in its last: Lightning
-        takes milliseconds for them, as a small network for the step."""
-        is_logged = (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0
-        if not is_logged and not self.trainer.is_last_batch:
-            return
-        weights = {"lambda_l0": lambda_l0}
-        if self.layer_cost is not None:
-            names = [f"lambda_l0/{pattern}" for pattern in self.layer_cost.patterns]
-            weights = dict(zip(names, lambda_l0, strict=True))
-        sparsity = {f"expected_sparsity/{name}": 1 - e for name, e in costs.items()}
-        self.log("L_C0", costs["channels"], on_step=True, prog_bar=True)
-        self.log_dict(weights | sparsity, on_step=True)
 
     def prob_open(self, qz_loga: Tensor) -> Tensor:
         """P(z ≠ 0) of each gate, (gates,)."""
@@ -186,6 +172,22 @@ class L0Module(pl.LightningModule):
                 f"the checkpoint's one-cycle schedule was planned for {planned} steps and this run "
                 f"has {steps}: resume with the same trainer.max_epochs and data"
             )
+
+
+def log_gates(module: pl.LightningModule, objective: GateObjective) -> None:
+    """L_C0, λ and the expected sparsities, in the steps that loggers write, and for the line of an
+    epoch in its last: Lightning takes milliseconds for them, as a small network for the step."""
+    trainer = module.trainer
+    is_logged = (trainer.global_step + 1) % trainer.log_every_n_steps == 0
+    if not is_logged and not trainer.is_last_batch:
+        return
+    weights = {"lambda_l0": objective.weight}
+    if objective.layer_cost is not None:
+        names = [f"lambda_l0/{pattern}" for pattern in objective.layer_cost.patterns]
+        weights = dict(zip(names, objective.weight, strict=True))
+    sparsity = {f"expected_sparsity/{name}": 1 - e for name, e in objective.expected.items()}
+    module.log("L_C0", objective.expected["channels"], on_step=True, prog_bar=True)
+    module.log_dict(weights | sparsity, on_step=True)
 
 
 def compiled(function: Callable) -> Callable:

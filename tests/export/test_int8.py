@@ -108,6 +108,7 @@ def test_ranges_are_those_of_training_images(digits, monkeypatch):
         ("compact.py", ("ckpt_path={pruned}", "data.batch_size=9"), ["data.batch_size", "int8"]),
         ("compact.py", ("ckpt_path={pruned}", "int8=1"), ["int8=1", "true or false"]),
         ("train.py", ("int8=true",), ["int8=true", "compact.py"]),
+        ("compact.py", ("ckpt_path={pruned}", "int8=true", "normalise=inside"), ["inside"]),
     ],
 )
 def test_mistakes(command, pruned, tmp_path, arguments, script, words):
