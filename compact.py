@@ -1,6 +1,10 @@
 """Cut the closed channels out of a trained network, export it, and say what that gains.
 
     python compact.py ckpt_path=RUN/best.ckpt
+    python compact.py ckpt_path=RUN/last.ckpt                          # of the newest epoch
+    python compact.py ckpt_path=RUN/best.ckpt round_to=8               # widths in multiples of 8
+    python test.py ckpt_path=RUN/best_compact/compact.pt               # then: its accuracy
+    python train.py ckpt_path=RUN/best_compact/compact.pt without_using_gate=true   # train it on
 
 Writes into a folder beside the checkpoint, RUN/best_compact: compact.pt (for train.py, test.py and
 sparsereg.load), compact.pt2 (torch.export), compact.onnx and report.json.
@@ -17,11 +21,13 @@ from sparsereg.commands.memory import importing
 from sparsereg.commands.overrides import refuse_other_groups, typed
 from sparsereg.errors import UserError, printable
 
+TAKES = ("ckpt_path", "round_to")
+
 
 def main(cfg: DictConfig) -> None:
     if cfg.ckpt_path is None:
         raise UserError("ckpt_path=… is needed, the checkpoint to cut")
-    refuse_other_groups("compact.py", "ckpt_path", "round_to")
+    refuse_other_groups("compact.py", *TAKES)
     check_settings(cfg, typed(), complete=False)
     with importing():  # takes seconds
         from sparsereg.checkpoint import load, read_checkpoint
@@ -46,7 +52,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def cli() -> None:  # installed as sparsereg-compact
-    command_line.run(main)
+    command_line.run(main, takes=TAKES)
 
 
 if __name__ == "__main__":
