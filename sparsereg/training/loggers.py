@@ -25,6 +25,7 @@ GROUPS = {  # in TensorBoard: the group of what these patterns match
     "val": r"val_(loss|acc)",
     "gates": r"(lambda_l0.*|expected_sparsity/.*)",
     "size": r"(params|macs|actual_sparsity/.*)",
+    "results": r"final/(.*)",  # one point each, which would else come second
 }
 SETTINGS = (  # of README.md's commands: HParams has them, and what else is not the default
     *("ckpt_path", "resume_training", "without_using_gate", "lambda_l0", "droprate_init"),

@@ -22,7 +22,7 @@ from sparsereg.model.basic_l0_blocks import deterministic_gate, gate_layers, pro
 from sparsereg.runs.finished import dense_run
 from sparsereg.sparsity.constraint import TOLERANCE
 from sparsereg.sparsity.size import measure, open_channels, open_channels_table, sparsities
-from sparsereg.training.loggers import TensorBoard, hparams, log_final
+from sparsereg.training.loggers import TensorBoard, hparams, log_final, tag_of
 from sparsereg.training.module import L0Module
 from sparsereg.training.objective import GateObjective
 
@@ -125,7 +125,7 @@ def finish(trainer: pl.Trainer, cfg: DictConfig, results: dict, folder: Path) ->
     numbers = {key: value for key, value in results.items() if isinstance(value, int | float)}
     final = {f"final/{key}": value for key, value in numbers.items()}
     logger = TensorBoard(folder.parent, "", folder.name)
-    logger.log_hyperparams(hparams(cfg), final)
+    logger.log_hyperparams(hparams(cfg), {tag_of(key): value for key, value in final.items()})
     logger.finalize("success")
     log_final(trainer.loggers, final)
     if not cfg.finetune_epochs and HydraConfig.get().mode != RunMode.MULTIRUN:

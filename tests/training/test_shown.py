@@ -154,12 +154,12 @@ def test_the_last_step_is_logged(shown):
 
 def test_tensorboard_has_groups(shown):
     log = events(shown)
-    scalars = {tag for tag in log.Tags()["scalars"] if not tag.startswith(("hp", "final"))}
+    scalars = {tag for tag in log.Tags()["scalars"] if not tag.startswith(("hp", "results"))}
     groups = {tag.partition("/")[0] for tag in scalars}
     assert groups == {"train", "val", "gates", "size", "open_channels", "L_C0", "sparsity"}
     assert {"train/acc", "val/loss", "gates/lambda_l0", "size/macs"} <= scalars
     assert log.Tags()["images"] == ["open channels"]
-    assert {"final/params", "final/macs", "final/test_acc"} <= {*log.Tags()["scalars"]}
+    assert {"results/params", "results/macs", "results/test_acc"} <= {*log.Tags()["scalars"]}
     from tensorboard.plugins.custom_scalar import layout_pb2
 
     layout = layout_pb2.Layout()

@@ -95,7 +95,7 @@ def test_what_a_run_leaves(command, tmp_path):
         *("train/loss", "train/ce", "train/acc", "L_C0", "gates/lambda_l0", "val/acc", "val/loss"),
         *("sparsity", "size/params", "size/macs", "train/samples/s"),
         *("train/lr-AdamW/weights", "train/lr-AdamW/gates"),
-        *("open_channels/block1/1x1", "open_channels/block8/max", "final/test_acc"),
+        *("open_channels/block1/1x1", "open_channels/block8/max", "results/test_acc"),
     }
     assert len([tag for tag in scalars if tag.startswith("open_channels/")]) == 32
     assert len(log.Tags()["histograms"]) == 32
@@ -103,7 +103,7 @@ def test_what_a_run_leaves(command, tmp_path):
     l_c0 = [event.value for event in log.Scalars("L_C0")]
     assert l_c0[0] == pytest.approx(0.8318, abs=1e-3) and l_c0[-1] < l_c0[0]
     assert [event.value for event in log.Scalars("gates/lambda_l0")] == [0.5] * 6, "each step"
-    assert log.Scalars("final/test_acc")[0].value == pytest.approx(summary["test_acc"])
+    assert log.Scalars("results/test_acc")[0].value == pytest.approx(summary["test_acc"])
     loss, ce = (log.Scalars(tag)[0].value for tag in ("train/loss", "train/ce"))
     assert loss - ce == pytest.approx(0.5 * sum(l_c0[:3]) / 3, abs=1e-5)
 
