@@ -2,6 +2,8 @@
 
     python report.py                        # the runs below outputs
     python report.py runs=[outputs,other]   # of several folders, or CSV files of earlier reports
+    python report.py pictures=0 out=page    # at once, into another folder
+    python report.py runs=outputs/report/report.csv   # again, when the folders are gone
     python report.py results=docs/results   # docs/results.md, from the CSV files in docs/results
 
 Prints the table and writes into `out`: report.html, one page with pictures that needs no other

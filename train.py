@@ -58,14 +58,15 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict:
 
         from sparsereg.checkpoint import load_weights, read_checkpoint
         from sparsereg.export.formats import cut_file
+        from sparsereg.model.precision import precision_of
         from sparsereg.runs.folder import claim_version
         from sparsereg.training.guards import strategy_of
         from sparsereg.training.loggers import new_loggers
         from sparsereg.training.module import L0Module
         from sparsereg.training.monitors import ProgressBar
-        from sparsereg.training.precision import precision_of
         from sparsereg.training.results import evaluate, finish
         from sparsereg.training.saving import AtomicCheckpointIO
+        from sparsereg.training.schedules import check_length
 
     checkpoint = read_checkpoint(cfg.ckpt_path) if cfg.ckpt_path else None
     cfg, record = run_settings(cfg, checkpoint)
@@ -82,12 +83,14 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict:
     record["data"] = data.record()
     loss = instantiate(cfg.loss)
     loss.check_classes(data.classes)
+    scheduler = instantiate(cfg.scheduler, _convert_="all")
+    check_length(scheduler, *length_of(cfg, data))
 
     module = L0Module(
         net,
         num_classes=len(data.classes),
         optimizer=instantiate(cfg.optimizer, _convert_="all"),
-        scheduler=instantiate(cfg.scheduler, _convert_="all"),
+        scheduler=scheduler,
         loss=loss,
         objective=None if cfg.without_using_gate else new_objective(cfg, net, data.image_shape),
         flip_tta=cfg.flip_tta,
@@ -124,6 +127,15 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict:
             print(printable(f"cut {last} to {cut}, which is now trained on"), flush=True)
         return train(finetune_settings(cfg, cut), [])
     return results
+
+
+def length_of(cfg: DictConfig, data: Any) -> tuple[int, int, Any, int]:
+    """Training batches of a device, epochs of the shortest part, limit, batches a step."""
+    trainer = cfg.trainer
+    devices = trainer.devices * trainer.num_nodes if isinstance(trainer.devices, int) else 1
+    batches = len(data.splits.train.labels) // max(devices, 1) // data.batch_size
+    epochs = min(trainer.max_epochs, cfg.finetune_epochs or trainer.max_epochs)
+    return batches, epochs, trainer.limit_train_batches, trainer.accumulate_grad_batches
 
 
 def new_network(

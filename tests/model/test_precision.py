@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sparsereg.model import kernels
-from sparsereg.training import precision
-from sparsereg.training.precision import difference, has_bfloat16, precision_of
+from sparsereg.model import kernels, precision
+from sparsereg.model.precision import difference, has_bfloat16, precision_of
 from tests.conftest import SMALL, events, run_folder
 
 INTEL = "processor\t: 0\nflags\t\t: fpu avx512f avx512_bf16 amx_tile\n\nprocessor\t: 1\n"
