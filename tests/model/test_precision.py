@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from sparsereg.model import kernels, precision
 from sparsereg.model.precision import difference, has_bfloat16, precision_of
-from tests.conftest import SMALL, events, run_folder
+from tests.conftest import SMALL
 
 INTEL = "processor\t: 0\nflags\t\t: fpu avx512f avx512_bf16 amx_tile\n\nprocessor\t: 1\n"
 
@@ -74,4 +74,3 @@ def test_a_run_says_what_it_took(command, tmp_path, processor):
     settings = (*SMALL, "trainer.precision=auto", "without_using_gate=true")
     result = command("train.py", *settings, f"output_dir={tmp_path}")
     assert result.code == 0 and "trainer.precision=auto: 32-true on this machine" in result.out
-    assert "train_loss" in events(run_folder(tmp_path)).Tags()["scalars"]
