@@ -4,11 +4,11 @@ import warnings
 
 import pytest
 import torch
+from conftest import SMALL
 from torch.nn import functional as F
 
 from sparsereg.model import kernels, precision
 from sparsereg.model.precision import difference, has_bfloat16, precision_of
-from tests.conftest import SMALL
 
 INTEL = "processor\t: 0\nflags\t\t: fpu avx512f avx512_bf16 amx_tile\n\nprocessor\t: 1\n"
 
