@@ -12,7 +12,7 @@ import torch
 from conftest import SMALL, Result, assert_one_line, events, run_folder
 from torch import nn
 
-from sparsereg.commands.command_line import say
+from sparsereg.commands.command_line import quieten
 from sparsereg.model.basic_l0_blocks import prob_nonzero
 from sparsereg.training.guards import StillGates
 from sparsereg.training.loggers import tag_of
@@ -80,12 +80,11 @@ def test_an_epoch_is_one_line(cost, capsys):
     assert ("λ 123" in line) == (cost is not None) and ("macs" in line) == (cost == "macs")
 
 
-def test_a_warning_is_one_line(monkeypatch, capsys):
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
-        monkeypatch.setattr(warnings, "showwarning", say)
-        warnings.warn("first\n  second", stacklevel=1)
-    assert capsys.readouterr().err == "warning: first second\n"
+def test_a_warning_is_one_line(monkeypatch):
+    monkeypatch.setattr(warnings, "formatwarning", None)
+    quieten()
+    shown = warnings.formatwarning("first\n  second", UserWarning, "file.py", 1)
+    assert shown == "warning: first second\n"
 
 
 def still(steps: int, moved_by: float) -> list[str]:

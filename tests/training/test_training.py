@@ -145,7 +145,7 @@ def test_one_cycle_peaks_at_each_groups_rate(command, tmp_path, optimizer):
     log = events(run_folder(tmp_path))
     name = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}[optimizer]
     for group, peak in (("weights", 0.004), ("gates", 0.02)):
-        rates = [event.value for event in log.Scalars(f"lr-{name}/{group}")]
+        rates = [event.value for event in log.Scalars(f"train/lr-{name}/{group}")]
         assert max(rates) == pytest.approx(peak) and rates[0] == pytest.approx(peak / 25)
         assert rates[-1] < rates[0]
 
