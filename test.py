@@ -49,6 +49,7 @@ def main(cfg: DictConfig) -> None:
     module = L0Module(net, len(data.classes), None, None, flip_tta=run_cfg.flip_tta)
     trainer = instantiate(cfg.trainer, _convert_="all")(
         callbacks=[ProgressBar()] if cfg.trainer.enable_progress_bar else [],
+        precision="32-true",
         logger=False,
         enable_checkpointing=False,
     )

@@ -5,6 +5,7 @@ python train.py lambda_l0=1.0                                               # ga
 python train.py ckpt_path=RUN/last.ckpt lambda_l0=20.0 droprate_init=0.05   # gates, then cut
 python train.py ckpt_path=RUN/last.ckpt resume_training=true                # go on exactly
 python train.py target_sparsity=0.6 cost=params                             # the sparsity asked for
+python train.py target_params=100k                                          # the size asked for
 python train.py lambda_l0=1.0 finetune_epochs=20                            # cut, then train on
 """
 
@@ -16,7 +17,7 @@ from omegaconf import DictConfig
 
 from sparsereg.commands import command_line
 from sparsereg.commands.checks import check_settings
-from sparsereg.commands.machine import check_devices
+from sparsereg.commands.machine import check_devices, is_on_cpu
 from sparsereg.commands.memory import importing
 from sparsereg.commands.overrides import typed
 from sparsereg.commands.resume import (
@@ -25,20 +26,22 @@ from sparsereg.commands.resume import (
     finetune_settings,
     run_settings,
 )
-from sparsereg.commands.settings import to_plain
+from sparsereg.commands.settings import budget_of, to_plain, with_cost
+from sparsereg.commands.values import amount
 from sparsereg.errors import printable
 from sparsereg.runs.finished import finished_run, is_finished
 
-OBJECTIVE = (  # the settings of what is asked of gates
-    *("cost", "lambda_l0", "lambda_warmup", "target_sparsity", "dual_lr", "target_warmup"),
-    *("settle_epochs", "gate_lr", "min_open_channels", "loga_bounds"),
-)
+# the settings of what is asked of gates: always, of a λ set by hand, and of a target
+OBJECTIVE = ("cost", "gate_lr", "min_open_channels", "loga_bounds")
+BY_HAND = ("lambda_l0", "lambda_warmup")
+OF_TARGET = ("dual_lr", "target_warmup", "settle_epochs")
 
 
 def main(cfg: DictConfig) -> tuple[float, float]:
     """Train; return (validation accuracy, sparsity), what Optuna's sweeper maximises."""
     overrides = typed()
     check_settings(cfg, overrides, complete=not cfg.resume_training)
+    cfg = with_cost(cfg)
     results = finished_run(cfg) if cfg.skip_finished else None
     if results is None:
         with importing():  # torch, to count GPUs
@@ -55,6 +58,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict:
 
         from sparsereg.checkpoint import load_weights, read_checkpoint
         from sparsereg.export.formats import cut_file
+        from sparsereg.model.precision import precision_of
         from sparsereg.runs.folder import claim_version
         from sparsereg.training.guards import strategy_of
         from sparsereg.training.loggers import new_loggers
@@ -70,6 +74,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict:
         check_resumable(checkpoint, cfg, is_finished(cfg))
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     torch.set_float32_matmul_precision(cfg.matmul_precision)
+    precision = precision_of(cfg.trainer.precision, is_on_cpu(cfg.trainer))
 
     data = instantiate(cfg.data, _convert_="all")
     data.prepare_data()
@@ -100,6 +105,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict:
         callbacks.append(ProgressBar())
     trainer = instantiate(cfg.trainer, _convert_="all")(
         callbacks=callbacks,
+        precision=precision,
         logger=new_loggers(cfg, version),
         plugins=[AtomicCheckpointIO()],
         strategy=strategy_of(cfg),
@@ -159,14 +165,21 @@ def new_network(
 
 def new_objective(cfg: DictConfig, net: Any, image_shape: tuple[int, int, int]) -> Any:
     """What is asked of the gates: λ by hand, or a target."""
-    from sparsereg.sparsity.cost import ExpectedCost
-    from sparsereg.training.objective import GateObjective
+    from sparsereg.budgets.size import TargetSize
+    from sparsereg.sparsity.objective import L0Penalty
+    from sparsereg.sparsity.target import TargetSparsity
 
-    plain = to_plain(cfg)
-    settings = {key: plain[key] for key in OBJECTIVE}
-    objective = GateObjective(net, ExpectedCost(net, image_shape), **settings)
+    plain, budget = to_plain(cfg), budget_of(cfg)
+    keys = OBJECTIVE + (BY_HAND if budget is None else OF_TARGET)
+    settings = {key: plain[key] for key in keys}
+    if budget is None:
+        return L0Penalty(net, image_shape, **settings)
+    if budget == "target_sparsity":
+        objective = TargetSparsity(net, image_shape, plain[budget], **settings)
+    else:
+        objective = TargetSize(net, image_shape, amount(plain[budget]), **settings)
     if not cfg.resume_training:
-        objective.check_reach(net)
+        objective.check_reach()
     return objective
 
 

@@ -5,11 +5,13 @@ leaves a convolution with 0 outputs that cannot run), and it knows no gates betw
 """
 
 import copy
+import sys
 from pathlib import Path
 
 import torch
 from torch import Tensor, fx, nn
 
+from sparsereg import CallableModule
 from sparsereg.checkpoint import is_compact, load, read_checkpoint
 from sparsereg.errors import UserError
 from sparsereg.graph.channels import ChannelGraph
@@ -18,6 +20,8 @@ from sparsereg.surgery.cut import Collapsed, cut
 from sparsereg.surgery.folding import fold
 
 __all__ = ["Collapsed", "compact", "fold", "load_compact", "without_gates"]
+
+sys.modules[__name__].__class__ = CallableModule  # `sparsereg.compact(net)` works too
 
 
 def compact(net: nn.Module, round_to: int = 1) -> fx.GraphModule:

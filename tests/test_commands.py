@@ -1,6 +1,6 @@
 """Every command that the documentation shows is one that works.
 
-A command of the four scripts is run by the script itself, up to the import of torch: then Hydra has
+A command of the five scripts is run by the script itself, up to the import of torch: then Hydra has
 composed its settings, and all checks that come before training have passed. Of other commands it is
 checked that they exist and take these arguments. What training does is tested elsewhere.
 """
@@ -21,7 +21,7 @@ from torch import nn
 from benchmarks.__main__ import PARTS
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-SCRIPTS = ("train.py", "test.py", "compact.py", "report.py")
+SCRIPTS = ("train.py", "test.py", "compact.py", "predict.py", "report.py")
 LAUNCHERS = r"hydra/launcher=(joblib|submitit_\w+)|hydra\.launcher\.\w+=\S+"  # none is started here
 
 

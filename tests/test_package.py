@@ -18,7 +18,7 @@ from test_your_network import BLOCKS, write_images
 
 import sparsereg
 
-SCRIPTS = ("train", "test", "compact", "report")
+SCRIPTS = ("train", "test", "compact", "predict", "report")
 SOURCES = ("sparsereg", "pyproject.toml", "README.md", "LICENSE", "NOTICE")
 
 
@@ -96,7 +96,7 @@ def test_your_network_without_the_checkout(installed, tmp_path):
 
 @pytest.mark.slow
 def test_the_installed_commands(installed, tmp_path):
-    """Of the four one that is mistaken, one that trains, and one that reads what that has left."""
+    """Of the five one that is mistaken, one that trains, and one that reads what that has left."""
     wrong = run(installed, "sparsereg-test", "ckpt_pth=x", cwd=tmp_path)
     assert wrong.returncode == 1 and "did you mean 'ckpt_path'?" in wrong.stderr
     wrong = run(installed, "sparsereg-compact", cwd=tmp_path)

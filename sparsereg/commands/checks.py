@@ -9,7 +9,14 @@ from omegaconf import DictConfig, OmegaConf
 from sparsereg.choices import SETTLED
 from sparsereg.commands.machine import check_compiler, check_trackers
 from sparsereg.commands.overrides import key_of
-from sparsereg.commands.settings import SETTINGS, Role, settings_that_need, settings_with
+from sparsereg.commands.settings import (
+    BUDGETS,
+    SETTINGS,
+    Role,
+    budget_of,
+    settings_that_need,
+    settings_with,
+)
 from sparsereg.errors import UserError
 from sparsereg.files import check_checkpoint_file
 
@@ -93,7 +100,10 @@ def check_needs(cfg: DictConfig, overrides: list[str]) -> None:
             continue
         if Role.OF_GATES in row.roles and cfg.without_using_gate:
             raise UserError(f"{override} needs gates: without_using_gate=false")
-        if row.needs and not OmegaConf.select(cfg, row.needs):
+        if Role.OF_FILES in row.roles:
+            raise UserError(f"{override}: compact.py takes it, for the files that it writes")
+        has = budget_of(cfg) if row.needs in BUDGETS else OmegaConf.select(cfg, row.needs)
+        if row.needs and not has:
             raise UserError(f"{override} needs {row.needs}=…")
 
 
@@ -124,16 +134,18 @@ def check_target(cfg: DictConfig, overrides: list[str]) -> None:
             f"{given['droprate_init']} is where new gates start, but keep_gates=true takes the "
             "checkpoint's: leave one of them out"
         )
-    target = cfg.target_sparsity
-    if target is None:
+    key = budget_of(cfg)
+    if key is None:
         for key in settings_that_need("target_sparsity"):
             if cfg[key] is not None:
                 raise UserError(f"{key}={cfg[key]} needs target_sparsity=…")
         return
+    target = f"{key}={cfg[key]}"
+    check_one_budget(cfg, given, key)
     if "lambda_l0" in given:
         raise UserError(
-            f"{given['lambda_l0']} is set by hand, but target_sparsity={target} moves λ itself: "
-            "leave one of them out"
+            f"{given['lambda_l0']} is set by hand, but {target} moves λ itself: leave one of them "
+            "out"
         )
     excluded = {
         "lambda_warmup": (cfg.lambda_warmup > 0, "is for a λ set by hand; use target_warmup"),
@@ -142,8 +154,18 @@ def check_target(cfg: DictConfig, overrides: list[str]) -> None:
     }
     for key, (is_set, why) in excluded.items():
         if is_set:
-            raise UserError(f"{key}={cfg[key]} with target_sparsity={target}: it {why}")
+            raise UserError(f"{key}={cfg[key]} with {target}: it {why}")
     check_time_to_settle(cfg)
+
+
+def check_one_budget(cfg: DictConfig, given: dict[str, str], key: str) -> None:
+    """A budget excludes every other, and what it counts is not another cost."""
+    for other in BUDGETS:
+        if other != key and cfg[other] is not None:
+            raise UserError(f"{key}={cfg[key]} and {other}={cfg[other]}: ask for one of them")
+    counted = BUDGETS[key]
+    if counted is not None and "cost" in given and cfg.cost != counted:
+        raise UserError(f"{given['cost']}: {key}={cfg[key]} counts {counted}; leave cost=… out")
 
 
 def check_time_to_settle(cfg: DictConfig) -> None:

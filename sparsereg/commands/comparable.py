@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from sparsereg.commands.settings import Role, roles_of
+from sparsereg.commands.settings import Role, budget_of, roles_of
 
 DEEPEST, MOST = 4, 2000  # levels of groups, settings
 AVERAGING = "callbacks.average_weights.decay"  # None: no average
@@ -45,7 +45,7 @@ def reported_settings(config: dict) -> dict[str, Any]:
     if config.get("without_using_gate"):
         settings = {k: v for k, v in settings.items() if Role.OF_GATES not in roles_of(k)}
         settings["lambda_l0"] = "no gates"
-    elif config.get("target_sparsity") is not None:
+    elif budget_of(config) is not None:
         settings["lambda_l0"] = None
     return settings | {"start": start(config)}
 

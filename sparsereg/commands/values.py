@@ -1,5 +1,6 @@
 """What the value of a setting may be: (check, the words for it)."""
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,6 +8,8 @@ from omegaconf import OmegaConf
 
 SMALLEST, LARGEST = 1.2e-38, 3.4e38  # of float32: below it is 0, above it is infinite
 INT32 = 2**31
+AMOUNT_TEXT = r"(\d{1,12}(?:\.\d{1,12})?)([kKMG]?)"
+UNITS = {"": 1, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
 MANY = 1000  # items of a list, characters of a text
 Check = Callable[[Any], bool]
 
@@ -90,6 +93,21 @@ def is_index(value: Any) -> bool:
     return is_zero(value) or is_count(value)
 
 
+def is_amount(value: Any) -> bool:
+    """A whole number, perhaps with k or M behind it: 100k, 1.5M."""
+    if isinstance(value, str):
+        return re.fullmatch(AMOUNT_TEXT, value) is not None and amount(value) >= 1
+    return is_number(value) and value >= 1
+
+
+def amount(value: int | float | str) -> int:
+    """The number that an amount stands for."""
+    if not isinstance(value, str):
+        return int(value)
+    number, unit = re.fullmatch(AMOUNT_TEXT, value).groups()
+    return round(float(number) * UNITS[unit])
+
+
 def or_null(check: Check) -> Check:
     return lambda value: value is None or check(value)
 
@@ -127,6 +145,7 @@ NOT_NEGATIVE_OR_NULL = (or_null(NOT_NEGATIVE[0]), "a number of at least 0, or nu
 INSIDE_0_1 = (lambda v: is_positive(v) and v < 1, "above 0 and below 1")
 SHARE = (lambda v: is_positive(v) and v <= 1, "above 0 and at most 1")
 FROM_0_BELOW_1 = (lambda v: is_number(v) and 0 <= v < 1, "from 0 to below 1")
+AMOUNT_OR_NULL = (or_null(is_amount), "a number of at least 1, like 100000, 100k or 20M, or null")
 SEED = (
     lambda v: is_zero(v) or (isinstance(v, int) and not is_bool(v) and 0 < v < 2**32),
     "a whole number from 0 to 4294967295",

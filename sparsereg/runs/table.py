@@ -14,11 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from sparsereg.commands.comparable import network_name
+from sparsereg.commands.settings import BUDGETS
 from sparsereg.errors import printable
 from sparsereg.runs.records import Run, natural
 
 LONGEST = 200  # characters of a cell
-BEFORE = ("optuna", "data", "data.name", "model", "start", "lambda_l0", "target_sparsity", "cost")
+BEFORE = ("optuna", "data", "data.name", "model", "start", "lambda_l0", *BUDGETS, "cost")
 AFTER = (  # the results, in this order, then the other settings by name
     *("droprate_init", "gate_lr", "trainer.max_epochs", "optimizer", "optimizer.lr", "scheduler"),
 )

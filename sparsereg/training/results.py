@@ -15,16 +15,19 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from sparsereg.budgets.size import TargetSize
 from sparsereg.commands.overrides import as_argument, command_again
 from sparsereg.errors import printable
 from sparsereg.files import write_atomically
 from sparsereg.model.basic_l0_blocks import deterministic_gate, gate_layers, prob_nonzero
 from sparsereg.runs.finished import dense_run
 from sparsereg.sparsity.constraint import TOLERANCE
+from sparsereg.sparsity.objective import GateObjective
 from sparsereg.sparsity.size import measure, open_channels, open_channels_table, sparsities
 from sparsereg.training.loggers import TensorBoard, hparams, log_final, tag_of
 from sparsereg.training.module import L0Module
-from sparsereg.training.objective import GateObjective
+
+SIZES = {"params": "parameters", "macs": "multiply-adds"}  # that can be asked for in numbers
 
 
 def evaluate(
@@ -62,6 +65,8 @@ def reached(objective: GateObjective, net: nn.Module, size: dict) -> dict:
         asked = objective.target.items()
         layers = {name: {"target": t, "reached": found[name]} for name, t in asked}
         return {"cost": objective.cost, "target_by_layer": layers}
+    if isinstance(objective, TargetSize):
+        return {"cost": objective.cost, f"target_{objective.cost}": objective.at_most}
     cost, target = objective.cost, objective.target
     measured = sparsities(net, size).get(cost, found[""])
     return {"cost": cost, "target_sparsity": target, "reached_sparsity": measured}
@@ -84,6 +89,10 @@ def print_summary(results: dict, dense: dict | None = None) -> None:
     if "target_sparsity" in results:
         wanted = f"sparsity of {results['cost']}, {results['target_sparsity']} asked for"
         table.add_row(wanted, "0", f"{results['reached_sparsity']:.4f}")
+    for cost, words in SIZES.items():
+        if f"target_{cost}" in results:
+            wanted = f"{words}, at most {results[f'target_{cost}']:,} asked for"
+            table.add_row(wanted, f"{results[f'dense_{cost}']:,}", f"{results[cost]:,}")
     for name, layer in results.get("target_by_layer", {}).items():
         wanted = f"sparsity of {name}, {layer['target']} asked for"
         table.add_row(wanted, "0", f"{layer['reached']:.4f}")
@@ -108,6 +117,14 @@ def warn_missed(results: dict) -> None:
             print(
                 f"warning: target_sparsity={target}{where} (cost={results['cost']}) was missed: "
                 f"the cut network of {results['checkpoint']} has {found:.4f}",
+                file=sys.stderr,
+            )
+    for cost, words in SIZES.items():
+        most, found = results.get(f"target_{cost}"), results.get(cost)
+        if most is not None and not 0 <= most - found <= TOLERANCE * results[f"dense_{cost}"]:
+            print(
+                f"warning: target_{cost}={most:,} was missed: the cut network of "
+                f"{results['checkpoint']} has {found:,} {words}",
                 file=sys.stderr,
             )
 

@@ -1,13 +1,39 @@
-"""Learning-rate schedules, as Lightning wants them; weights and gates keep their own rates."""
+"""Learning rates: of weights and gates, which keep their own, and their schedules, as Lightning
+wants them."""
 
 import math
 from collections.abc import Callable
 
 import torch
+from torch import nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, MultiStepLR, OneCycleLR
 
 from sparsereg.errors import UserError
+
+
+def param_groups(
+    net: nn.Module, lr: float | None = None, gate_lr: float | None = None
+) -> list[dict]:
+    """Parameter groups for any optimizer: the weights of `net`, and the gates, with their own
+    learning rate and without weight decay, which would pull ln α to 0, a gate half open.
+
+        optimizer = torch.optim.AdamW(param_groups(net, lr=1e-3, gate_lr=0.05), weight_decay=1e-4)
+
+    Args:
+        net: a network, with gates or without.
+        lr: learning rate of the weights; None: that of the optimizer.
+        gate_lr: of the gates; None: that of the weights. A short run needs a larger one, see
+            `TargetSparsity.rate`.
+    """
+    weights, gates = [], []
+    for name, parameter in net.named_parameters():
+        (gates if name.endswith("qz_loga") else weights).append(parameter)
+    groups = [({"params": weights, "name": "weights"}, lr)]
+    if gates:
+        group = {"params": gates, "name": "gates", "weight_decay": 0.0}
+        groups.append((group, lr if gate_lr is None else gate_lr))
+    return [group if rate is None else group | {"lr": rate} for group, rate in groups]
 
 
 def constant(optimizer: Optimizer, total_steps: int) -> dict:

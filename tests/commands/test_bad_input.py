@@ -31,6 +31,7 @@ SETTINGS = [  # command line, what the line must say
     ("dual_lr=0.1", ["dual_lr=0.1", "target_sparsity="]),
     ("target_warmup=3", ["target_warmup=3", "target_sparsity="]),
     ("settle_epochs=3", ["settle_epochs=3", "target_sparsity="]),
+    ("normalise=inside", ["normalise=inside", "compact.py takes it"]),
     ("data.batch_size=0", ["data.batch_size=0", "at least 1"]),
     ("data.batch_size=1.5", ["data.batch_size=1.5"]),
     ("seed=-1", ["seed=-1", "0 to 4294967295"]),

@@ -24,7 +24,7 @@ from sparsereg.errors import UserError
 from sparsereg.export import report as compact_report
 from sparsereg.sparsity.size import measure
 
-FILES = {"compact.pt", "compact.pt2", "compact.onnx", "report.json"}
+FILES = {"compact.pt", "compact.pt2", "compact.onnx", "deploy.json", "report.json"}
 IMAGE = (3, 16, 16)
 
 
@@ -201,8 +201,13 @@ def test_rounding_is_reported(command, quick, small, tmp_path):
 @pytest.mark.slow
 def test_without_onnx_the_rest_is_written(command, quick, small, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    result = command("compact.py", f"ckpt_path={small}")
+    result = command("compact.py", f"ckpt_path={small}", "normalise=inside")
     assert result.code == 0 and "pip install -r requirements-export.txt" in result.err
+    about = json.loads((tmp_path / "best_compact" / "deploy.json").read_text())
+    assert about["classes"] == [*"0123456789"] and about["files"] == ["compact.pt2"]
+    assert about["input"] == {"name": "images", "type": "uint8", "shape": ["batch", *IMAGE]}
+    report = json.loads((tmp_path / "best_compact" / "report.json").read_text())
+    assert about["sparsity"] == pytest.approx(report["sparsity"], abs=1e-9)
     assert {p.name for p in (tmp_path / "best_compact").iterdir()} == FILES - {"compact.onnx"}
 
 
