@@ -13,6 +13,7 @@ from conftest import (
     SHORT,
     SMALL,
     assert_one_line,
+    assert_quiet,
     checkpoint_path,
     events,
     run_folder,
@@ -46,12 +47,12 @@ def test_contract(command, tmp_path):
     for run in runs:
         resumed = "trainer.max_epochs=2" if "resume_training=true" in run else ""
         result = command("train.py", *short, *run, *filter(None, [resumed]))
-        assert result.code == 0, result.err
+        assert_quiet(result)
         assert "test accuracy" in result.out
     for version, gated in enumerate([False, False, True, True]):
         path = checkpoint_path(tmp_path, version)
         result = command("test.py", f"ckpt_path={path}")
-        assert result.code == 0, result.err
+        assert_quiet(result)
         assert str(path) in result.out and "260,650" in result.out
         assert ("L_C0" in result.out) == gated
     assert read_checkpoint(checkpoint_path(tmp_path, 1))["epoch"] == 1
