@@ -53,8 +53,10 @@ def print_report(runs: list[Run], rows: list[Row]) -> None:
     for number, row in enumerate(rows, 1):
         print(f"{number}: {row.checkpoint()}")
     for run in runs:
-        if run.why:
+        if run.why and run.status != "unfinished":
             print(printable(f"{run.name} ({run.status}): {run.why}"))
+    if unfinished := [run.name for run in runs if run.status == "unfinished"]:
+        print(printable(f"{len(unfinished)} unfinished: {', '.join(unfinished)}"))
 
 
 def write_report(out: Path, runs: list[Run], rows: list[Row], pictures: int) -> None:

@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from conftest import ROOT, run_here
+from conftest import ROOT, run_here, run_process
 from torch import nn
 
 from benchmarks.__main__ import PARTS
@@ -69,6 +69,8 @@ def places(pruned, tmp_path, monkeypatch) -> dict[str, str]:
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(pruned, run / name)
     checkpoint = str(run / "best.ckpt")
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 1\n")
     files = dict.fromkeys(("DENSE", "GATES", "COMPACT", "WEIGHTS"), checkpoint)
     return files | {"RUN": str(run), "PATH": str(tmp_path), "OUTPUT_DIR": str(tmp_path)}
 
@@ -76,12 +78,13 @@ def places(pruned, tmp_path, monkeypatch) -> dict[str, str]:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*declarative_base")  # Optuna's use of SQLAlchemy
 @pytest.mark.parametrize("page, shown", SHOWN, ids=[f"{p.stem}: {c}" for p, c in SHOWN])
-def test_command(page, shown, places, up_to_torch):
+def test_command(page, shown, places, up_to_torch, capfd):
     capitals = rf"(?<![\w-])({'|'.join(places)})(?![\w-])"
     words = shlex.split(re.sub(capitals, lambda match: places[match[1]], shown))
     while re.fullmatch(r"[A-Z_]+=\d+", words[0]):  # an environment variable before the command
         del words[0]
     check(words)
+    assert "warning" not in capfd.readouterr().err.lower()
 
 
 def check(words: list[str]) -> None:
@@ -110,6 +113,9 @@ def check(words: list[str]) -> None:
 
 
 def check_script(script: str, arguments: list[str]) -> None:
+    if "--info" in arguments:  # Hydra then logs all that it does, for the rest of the process
+        assert run_process(script, *arguments).code == 0
+        return
     if "--help" in arguments or "--cfg" in arguments:
         assert run_here(script, *arguments) == 0
         return

@@ -31,7 +31,7 @@ def read_curve(run: Path, tag: str) -> tuple[list[int], list[float]]:
 
 
 def draw(runs: list[Path]) -> Figure:
-    figure = Figure(figsize=(8.4, 2.9), layout="constrained")
+    figure = Figure(figsize=(8.4, 3.2), layout="constrained")
     for ax, (tag, title) in zip(figure.subplots(1, 3), PANELS.items(), strict=True):
         for run, color in zip(runs, COLORS, strict=False):
             steps, values = read_curve(run, tag)
@@ -47,7 +47,8 @@ def draw(runs: list[Path]) -> Figure:
                 )
         ax.set(title=title, xlabel="step")
         ax.spines[["top", "right"]].set_visible(False)
-    figure.axes[2].legend(frameon=False, loc="center right")
+    handles, names = figure.axes[2].get_legend_handles_labels()  # all of them have a sparsity
+    figure.legend(handles, names, frameon=False, loc="outside lower center", ncols=len(names))
     return figure
 
 

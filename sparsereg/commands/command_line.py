@@ -109,10 +109,9 @@ def on_thread_exception(failure: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(failure)
 
 
-def say(message: Warning | str, *where: Any, **more: Any) -> None:
-    """A warning without the place in the code that it comes from."""
-    if is_first_process():
-        print(f"warning: {printable(' '.join(str(message).split()))}", file=sys.stderr, flush=True)
+def one_line(message: Warning | str, *where: Any, **more: Any) -> str:
+    """A warning, without the place in the code that it comes from; once for all processes."""
+    return f"warning: {printable(' '.join(str(message).split()))}\n" if is_first_process() else ""
 
 
 def drop_unread_output() -> None:
@@ -125,7 +124,7 @@ def drop_unread_output() -> None:
 
 def quieten() -> None:
     """Hide what every run would say and no user can act on; a warning is one line."""
-    warnings.showwarning = say
+    warnings.formatwarning = one_line
     for package in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(f"{package}.utilities.rank_zero").setLevel(logging.WARNING)
     for message in (

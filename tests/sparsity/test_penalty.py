@@ -10,7 +10,7 @@ def test_penalty_on_macs_and_its_warmup(command, tmp_path):
     result = command("train.py", *SMALL, *arguments, f"output_dir={tmp_path}")
     assert result.code == 0, result.err
     log = events(run_folder(tmp_path))
-    price = [event.value for event in log.Scalars("lambda_l0")]
+    price = [event.value for event in log.Scalars("gates/lambda_l0")]
     assert price == pytest.approx([0, 0.5, 1, 1.5, 2, 2.5, 3, 3, 3])
     macs = [1 - event.value for event in log.Scalars("gates/expected_sparsity/macs")]
     for epoch in range(3):

@@ -13,6 +13,7 @@ from conftest import (
     SHORT,
     SMALL,
     assert_one_line,
+    assert_quiet,
     checkpoint_path,
     events,
     run_folder,
@@ -46,12 +47,12 @@ def test_contract(command, tmp_path):
     for run in runs:
         resumed = "trainer.max_epochs=2" if "resume_training=true" in run else ""
         result = command("train.py", *short, *run, *filter(None, [resumed]))
-        assert result.code == 0, result.err
+        assert_quiet(result)
         assert "test accuracy" in result.out
     for version, gated in enumerate([False, False, True, True]):
         path = checkpoint_path(tmp_path, version)
         result = command("test.py", f"ckpt_path={path}")
-        assert result.code == 0, result.err
+        assert_quiet(result)
         assert str(path) in result.out and "260,650" in result.out
         assert ("L_C0" in result.out) == gated
     assert read_checkpoint(checkpoint_path(tmp_path, 1))["epoch"] == 1
@@ -145,7 +146,7 @@ def test_one_cycle_peaks_at_each_groups_rate(command, tmp_path, optimizer):
     log = events(run_folder(tmp_path))
     name = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}[optimizer]
     for group, peak in (("weights", 0.004), ("gates", 0.02)):
-        rates = [event.value for event in log.Scalars(f"lr-{name}/{group}")]
+        rates = [event.value for event in log.Scalars(f"train/lr-{name}/{group}")]
         assert max(rates) == pytest.approx(peak) and rates[0] == pytest.approx(peak / 25)
         assert rates[-1] < rates[0]
 
