@@ -34,8 +34,8 @@ def test_without_the_numbered_lines_it_is_the_loop_without_gates():
 def test_every_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names: dict = {"__name__": "your_loop"}
-    short = LOOP.replace("epochs, lr = 10,", "epochs, lr = 4,")
-    for block in (short, LIGHTNING):
+    short = LOOP.replace("epochs, lr = 10,", "epochs, lr = 3,")
+    for block in (short, LIGHTNING.replace("max_epochs=3", "max_epochs=2")):
         exec(compile(block, "your-loop.md", "exec"), names)
         if block == short:
             small, dense = (count(names[n], names["data"].image_shape) for n in ("small", "net"))
@@ -53,7 +53,7 @@ def test_every_cell(tmp_path, monkeypatch, capsys):
     notebook = json.loads((DOCS / "sparsereg.ipynb").read_text(encoding="utf-8"))
     cells = ["".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code"]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("EPOCHS", "3")
+    monkeypatch.setenv("EPOCHS", "2")
     matplotlib.use("agg")
     names: dict = {"__name__": "__main__"}
     for cell in cells:

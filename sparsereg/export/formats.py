@@ -52,7 +52,8 @@ def save(
         sparsereg.save(net, "net.pt", **data.record())  # of a data set in sparsereg.data
 
     Args:
-        net: with gates, or cut by `compact`; not changed.
+        net: with gates, or cut by `compact`: then the file cannot say what it was cut from; not
+            changed.
         path: of the file.
         image_shape: (C, H, W) of the images.
         classes: their names, in the order of the logits.
