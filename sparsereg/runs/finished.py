@@ -46,7 +46,7 @@ def find_finetuned(cfg: DictConfig, last: Path) -> tuple[Path, dict] | None:
     """The finished training of the network that was cut from a checkpoint."""
     roundings = ROUNDINGS if cfg.round_to == "auto" else [cfg.round_to]
     files = [compact_folder(last, number) / "compact.pt" for number in roundings]
-    found = (find_finished(finetune_settings(cfg, file)) for file in files if file.exists())
+    found = (find_finished(finetune_settings(cfg, file)) for file in files)
     return next((results for results in found if results), None)
 
 
