@@ -242,32 +242,14 @@ def test_docs_results_is_what_the_command_writes(command, tmp_path):
         assert (tmp_path / "results.svg").read_text(encoding="utf-8") == stored
 
 
-def test_the_records_are_those_of_the_committed_runs():
-    results = ROOT / "docs" / "results"
-    names = (
-        "no_gates",
-        "lambda_0.5",
-        "lambda_1.0",
-        "finetuned_lambda_20",
-        "finetuned_lambda_20_cut",
-    )
-    kept = {"first_runs": [results / name for name in names], "targets": [results / "targets"]}
-    for record, folders in kept.items():
-        runs = {run.name: run for run in find_runs([str(folder) for folder in folders])}
-        read = {run.name: run for run in find_runs([str(results / f"{record}.csv")])}
-        assert read.keys() == runs.keys()
-        for name, run in runs.items():
-            assert (read[name].settings, read[name].results) == (run.settings, run.results)
-
-
 def test_one_more_record_is_one_more_section(command, tmp_path):
     results = shutil.copytree(ROOT / "docs" / "results", tmp_path / "results")
-    shutil.copy(results / "targets.csv", results / "published_short.csv")
+    shutil.copy(results / "tried.csv", results / "published_short.csv")
     assert command("report.py", f"results={results}").code == 0
     before, after = (
         re.findall("^## (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
         for page in (ROOT / "docs" / "results.md", tmp_path / "results.md")
     )
     assert len(before) >= 3 and after == [*before, "published short"]
-    (results / "published_short.csv").write_text((results / "targets.csv").read_text()[:-99])
+    (results / "published_short.csv").write_text((results / "tried.csv").read_text()[:-99])
     assert_one_line(command("report.py", f"results={results}"), "published_short.csv", "line")
