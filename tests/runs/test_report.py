@@ -235,7 +235,8 @@ def test_docs_results_is_what_the_command_writes(command, tmp_path):
     shutil.copytree(ROOT / "docs" / "results", tmp_path / "results")
     result = command("report.py", f"results={tmp_path / 'results'}")
     assert result.code == 0, result.err
-    assert (tmp_path / "results.md").read_bytes() == (ROOT / "docs/results.md").read_bytes()
+    for page in ("results.md", "beside-other-tools.md"):
+        assert (tmp_path / page).read_bytes() == (ROOT / "docs" / page).read_bytes()
     stored = (ROOT / "docs/results.svg").read_text(encoding="utf-8")
     if f"Matplotlib v{matplotlib.__version__}," in stored:
         assert (tmp_path / "results.svg").read_text(encoding="utf-8") == stored
