@@ -25,9 +25,10 @@ from sparsereg.commands.machine import check_exporter
 from sparsereg.commands.memory import importing
 from sparsereg.commands.overrides import refuse_other_groups, typed
 from sparsereg.commands.resume import settings_of
+from sparsereg.commands.settings import to_plain
 from sparsereg.errors import UserError, printable
 
-TAKES = ("ckpt_path", "round_to", "normalise", "int8")
+TAKES = ("ckpt_path", "round_to", "latency", "normalise", "int8")
 
 
 def main(cfg: DictConfig) -> None:
@@ -41,6 +42,7 @@ def main(cfg: DictConfig) -> None:
         if cfg.normalise != "outside":
             raise UserError(f"int8=true with normalise={cfg.normalise}: leave one of them out")
     with importing():  # takes seconds
+        from sparsereg.budgets.rounding import round_to
         from sparsereg.checkpoint import load, read_checkpoint
         from sparsereg.compact import load_compact
         from sparsereg.export.formats import cut_file, export
@@ -50,11 +52,12 @@ def main(cfg: DictConfig) -> None:
     checkpoint = read_checkpoint(cfg.ckpt_path)
     about = checkpoint["sparsereg"]["data"]
     run_cfg, data = data_of(cfg, checkpoint) if cfg.int8 else (None, None)
-    file = cut_file(cfg.ckpt_path, cfg.round_to)
+    number = round_to(cfg.round_to, cfg.ckpt_path, to_plain(cfg)["latency"])
+    file = cut_file(cfg.ckpt_path, number)
     net, small = load(cfg.ckpt_path), load_compact(file)
     known = {key: about[key] for key in ("image_shape", "classes", "mean", "std")}
     differences = export(small, folder=file.parent, normalise=cfg.normalise, **known)
-    results = report(net, small, about["image_shape"], cfg.round_to)
+    results = report(net, small, about["image_shape"], number)
     results |= {"checkpoint": cfg.ckpt_path, "largest_relative_difference": differences}
     print_report(results)
     names = ["compact.pt", *differences]

@@ -32,6 +32,8 @@ def main(cfg: DictConfig) -> None:
             raise UserError(f"{key}=… is needed, {what}")
     check_settings(cfg, typed())
     check_checkpoint_file(cfg.ckpt_path)
+    if not Path(cfg.csv).parent.is_dir():
+        raise UserError(f"csv={cfg.csv}: there is no folder {Path(cfg.csv).parent}")
     with importing():  # takes seconds
         from sparsereg.predictions import predict
 

@@ -5,7 +5,8 @@ python train.py lambda_l0=1.0                                               # ga
 python train.py ckpt_path=RUN/last.ckpt lambda_l0=20.0 droprate_init=0.05   # gates, then cut
 python train.py ckpt_path=RUN/last.ckpt resume_training=true                # go on exactly
 python train.py target_sparsity=0.6 cost=params                             # the sparsity asked for
-python train.py target_params=100k                                          # the size asked for
+python train.py target_params=100k                                          # or the size
+python train.py target_latency=0.4                                          # or the milliseconds
 python train.py lambda_l0=1.0 finetune_epochs=20                            # cut, then train on
 """
 
@@ -27,14 +28,8 @@ from sparsereg.commands.resume import (
     run_settings,
 )
 from sparsereg.commands.settings import budget_of, to_plain, with_cost
-from sparsereg.commands.values import amount
 from sparsereg.errors import printable
 from sparsereg.runs.finished import finished_run, is_finished
-
-# the settings of what is asked of gates: always, of a λ set by hand, and of a target
-OBJECTIVE = ("cost", "gate_lr", "min_open_channels", "loga_bounds")
-BY_HAND = ("lambda_l0", "lambda_warmup")
-OF_TARGET = ("dual_lr", "target_warmup", "settle_epochs")
 
 
 def main(cfg: DictConfig) -> tuple[float, float]:
@@ -56,6 +51,8 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict:
         import torch
         from hydra.utils import instantiate
 
+        from sparsereg.budgets.objective import new_objective
+        from sparsereg.budgets.rounding import round_to
         from sparsereg.checkpoint import load_weights, read_checkpoint
         from sparsereg.export.formats import cut_file
         from sparsereg.model.precision import precision_of
@@ -84,6 +81,11 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict:
     loss.check_classes(data.classes)
     scheduler = instantiate(cfg.scheduler, _convert_="all")
     check_length(cfg, data, scheduler)
+    objective = None
+    if not cfg.without_using_gate:  # λ by hand, or a target
+        objective = new_objective(to_plain(cfg), net, data.image_shape)
+        if not cfg.resume_training and budget_of(cfg):
+            objective.check_reach()
 
     module = L0Module(
         net,
@@ -91,7 +93,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict:
         optimizer=instantiate(cfg.optimizer, _convert_="all"),
         scheduler=scheduler,
         loss=loss,
-        objective=None if cfg.without_using_gate else new_objective(cfg, net, data.image_shape),
+        objective=objective,
         flip_tta=cfg.flip_tta,
         compile=cfg.compile,
         record=record,
@@ -120,7 +122,9 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict:
     finish(trainer, cfg, results, runs / f"version_{version}")
     if cfg.finetune_epochs:
         last = trainer.checkpoint_callback.last  # the best may be from before its gates closed
-        cut = cut_file(last, cfg.round_to) if trainer.is_global_zero else None
+        cut = None
+        if trainer.is_global_zero:
+            cut = cut_file(last, round_to(cfg.round_to, last, to_plain(cfg)["latency"]))
         cut = trainer.strategy.broadcast(cut)
         if trainer.is_global_zero:
             print(printable(f"cut {last} to {cut}, which is now trained on"), flush=True)
@@ -151,26 +155,6 @@ def new_network(
     if checkpoint is not None:
         load_weights(net, checkpoint, new_gates=not (cfg.resume_training or cfg.keep_gates))
     return net, described
-
-
-def new_objective(cfg: DictConfig, net: Any, image_shape: tuple[int, int, int]) -> Any:
-    """What is asked of the gates: λ by hand, or a target."""
-    from sparsereg.budgets.size import TargetSize
-    from sparsereg.sparsity.objective import L0Penalty
-    from sparsereg.sparsity.target import TargetSparsity
-
-    plain, budget = to_plain(cfg), budget_of(cfg)
-    keys = OBJECTIVE + (BY_HAND if budget is None else OF_TARGET)
-    settings = {key: plain[key] for key in keys}
-    if budget is None:
-        return L0Penalty(net, image_shape, **settings)
-    if budget == "target_sparsity":
-        objective = TargetSparsity(net, image_shape, plain[budget], **settings)
-    else:
-        objective = TargetSize(net, image_shape, amount(plain[budget]), **settings)
-    if not cfg.resume_training:
-        objective.check_reach()
-    return objective
 
 
 def cli() -> None:  # installed as sparsereg-train

@@ -1,6 +1,8 @@
 """The names one can choose from, and the defaults that a check must know; no torch."""
 
-COSTS = ("channels", "params", "macs", "weights")
+COSTS = ("channels", "params", "macs", "weights", "latency")
+BACKENDS = ("onnxruntime", "torch")
+ROUNDINGS = (1, 8, 16)  # channels that round_to=auto tries
 ACTIVATIONS = ("relu", "leakyrelu", "gelu", "tanh")
 SAMPLING = ("per_sample", "per_batch")
 LIBRARIES = ("sparsereg", "torchvision", "timm")

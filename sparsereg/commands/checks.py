@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from sparsereg.choices import SETTLED
-from sparsereg.commands.machine import check_compiler, check_trackers
+from sparsereg.commands.machine import check_compiler, check_exporter, check_trackers
 from sparsereg.commands.overrides import key_of
 from sparsereg.commands.settings import (
     BUDGETS,
@@ -37,6 +37,7 @@ def check_settings(cfg: DictConfig, overrides: list[str], complete: bool = True)
     check_validation(cfg)
     check_finetuning(cfg)
     check_gates(cfg)
+    check_latency(cfg)
     if complete:
         check_target(cfg, overrides)
         check_needs(cfg, overrides)
@@ -150,7 +151,7 @@ def check_target(cfg: DictConfig, overrides: list[str]) -> None:
     excluded = {
         "lambda_warmup": (cfg.lambda_warmup > 0, "is for a λ set by hand; use target_warmup"),
         "min_open_channels": (cfg.min_open_channels < 1, "lets blocks close altogether"),
-        "round_to": (cfg.round_to > 1, "puts closed channels back, and would miss it"),
+        "round_to": (not may_round(cfg), "puts closed channels back, and would miss it"),
     }
     for key, (is_set, why) in excluded.items():
         if is_set:
@@ -166,6 +167,23 @@ def check_one_budget(cfg: DictConfig, given: dict[str, str], key: str) -> None:
     counted = BUDGETS[key]
     if counted is not None and "cost" in given and cfg.cost != counted:
         raise UserError(f"{given['cost']}: {key}={cfg[key]} counts {counted}; leave cost=… out")
+
+
+def may_round(cfg: DictConfig) -> bool:
+    """Channels that are put back add no time where they fill vectors, but parameters."""
+    return cfg.round_to == 1 or (cfg.round_to == "auto" and cfg.target_latency is not None)
+
+
+def check_latency(cfg: DictConfig) -> None:
+    """What measures is there, and one process decides by it."""
+    if cfg.round_to == "auto" or BUDGETS.get(budget_of(cfg)) == "latency" or cfg.cost == "latency":
+        if cfg.latency.backend == "onnxruntime":
+            check_exporter("latency.backend=onnxruntime")
+        if cfg.trainer.devices not in (1, "1") or cfg.trainer.num_nodes != 1:
+            raise UserError(
+                f"trainer.devices={cfg.trainer.devices}: a budget of time is for one process, "
+                "trainer.devices=1"
+            )
 
 
 def check_time_to_settle(cfg: DictConfig) -> None:

@@ -60,6 +60,12 @@ SETTINGS: dict[str, Setting] = {
     ),
     "target_params": Setting(*v.AMOUNT_OR_NULL, NEEDS_GATES | KEPT),
     "target_macs": Setting(*v.AMOUNT_OR_NULL, NEEDS_GATES | KEPT),
+    "target_latency": Setting(*v.POSITIVE_OR_NULL, NEEDS_GATES | KEPT),
+    "target_speedup": Setting(
+        v.or_null(lambda value: v.is_number(value) and value > 1),
+        "a number above 1, or null",
+        NEEDS_GATES | KEPT,
+    ),
     "target_warmup": Setting(*v.NOT_NEGATIVE_OR_NULL, *OF_TARGET),
     "settle_epochs": Setting(*v.NOT_NEGATIVE_OR_NULL, *OF_TARGET),
     "dual_lr": Setting(*v.POSITIVE_OR_NULL, *OF_TARGET),
@@ -75,7 +81,12 @@ SETTINGS: dict[str, Setting] = {
     ),
     "finetune_epochs": Setting(*v.COUNT_OR_0),
     "finetune_lr": Setting(*v.POSITIVE_OR_NULL, needs="finetune_epochs"),
-    "round_to": Setting(*v.COUNT, OF_GATES, "finetune_epochs"),
+    "round_to": Setting(
+        lambda value: value == "auto" or v.is_count(value),
+        "a whole number of at least 1, or auto",
+        OF_GATES,
+        "finetune_epochs",
+    ),
     "int8": Setting(*v.BOOL, Role.OF_FILES | NO_EFFECT),
     "normalise": Setting(
         *v.one_of(choices.NORMALISE, "outside or inside"), Role.OF_FILES | NO_EFFECT
@@ -121,6 +132,10 @@ SETTINGS: dict[str, Setting] = {
     ),
     "data.crop_padding": Setting(*v.COUNT_OR_0),
     "data.cutout": Setting(*v.COUNT_OR_0),
+    "latency.batch": Setting(*v.COUNT, OF_GATES | KEPT),
+    "latency.backend": Setting(*v.one_of(choices.BACKENDS), OF_GATES | KEPT),
+    "latency.threads": Setting(*v.COUNT, OF_GATES | KEPT),
+    "latency.cache_dir": Setting(*v.TEXT, PATH | NO_EFFECT | MACHINE),
     "loss": Setting(*v.GROUP),
     "loss.label_smoothing": Setting(*v.FROM_0_BELOW_1),
     "loss.teacher": Setting(*v.TEXT_OR_NULL, PATH | AGAIN),
@@ -199,6 +214,8 @@ BUDGETS = {  # what can be asked for, one at a time: the cost that it counts, if
     "target_sparsity": None,
     "target_params": "params",
     "target_macs": "macs",
+    "target_latency": "latency",
+    "target_speedup": "latency",
 }
 
 

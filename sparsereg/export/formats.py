@@ -140,8 +140,7 @@ def export(
     if has_onnx():
         files["compact.onnx"] = write_onnx(program, folder / "compact.onnx", about)
     found = {name: difference(small, other, examples, name) for name, other in files.items()}
-    text = json.dumps(about | {"files": [*files]}, indent=1, ensure_ascii=False)
-    write_atomically(folder / "deploy.json", text)
+    write_atomically(folder / "deploy.json", json.dumps(about, indent=1, ensure_ascii=False))
     return found
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from sparsereg.choices import ROUNDINGS
 from sparsereg.commands.comparable import comparable
 from sparsereg.commands.resume import finetune_settings
 from sparsereg.commands.settings import Role, roles_of, to_plain
@@ -50,7 +51,10 @@ def find_finished(cfg: DictConfig) -> tuple[Path, dict] | None:
 
 def find_finetuned(cfg: DictConfig, last: Path) -> tuple[Path, dict] | None:
     """The finished training of the network that was cut from a checkpoint."""
-    return find_finished(finetune_settings(cfg, compact_folder(last, cfg.round_to) / "compact.pt"))
+    roundings = ROUNDINGS if cfg.round_to == "auto" else [cfg.round_to]
+    files = [compact_folder(last, number) / "compact.pt" for number in roundings]
+    found = (find_finished(finetune_settings(cfg, file)) for file in files)
+    return next((results for results in found if results), None)
 
 
 def dense_run(cfg: DictConfig) -> tuple[Path, dict] | None:

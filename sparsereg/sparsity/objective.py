@@ -33,6 +33,7 @@ class GateObjective:
         gate_lr: learning rate of the gates; None: see `rate`.
         min_open_channels: so many gates stay open in every bottleneck of the network.
         loga_bounds: lowest and highest ln α, kept after each step.
+        expected_cost: of the network, for costs that have to be measured; None: `ExpectedCost`.
 
     Raises:
         UserError: no gates, an unknown cost, or a bottleneck narrower than `min_open_channels`.
@@ -52,6 +53,7 @@ class GateObjective:
         gate_lr: float | None,
         min_open_channels: int,
         loga_bounds: Sequence[float] | None,
+        expected_cost: ExpectedCost | None = None,
     ):
         self.gates = list(gate_layers(net).values())
         if not self.gates:
@@ -62,7 +64,11 @@ class GateObjective:
         if cost not in COSTS:
             raise UserError(f"cost={cost} must be one of {', '.join(COSTS)}")
         self.net, self.cost = net, cost
-        self.expected_cost = ExpectedCost(net, tuple(image_shape)).to(self.gates[0].qz_loga.device)
+        if expected_cost is None:
+            expected_cost = ExpectedCost(net, tuple(image_shape))
+        self.expected_cost = expected_cost.to(self.gates[0].qz_loga.device)
+        if cost not in self.expected_cost.dense:
+            raise UserError(f"cost={cost} is measured: give expected_cost=ExpectedLatency(…)")
         if min_open_channels > self.expected_cost.narrowest:
             raise UserError(
                 f"min_open_channels={min_open_channels} must be at most "
@@ -212,8 +218,10 @@ class L0Penalty(GateObjective):
         loga_bounds: Sequence[float] | None = None,
         steps: int | None = None,
         epochs: float = 1,
+        expected_cost: ExpectedCost | None = None,
     ):
-        super().__init__(net, image_shape, cost, gate_lr, min_open_channels, loga_bounds)
+        settings = gate_lr, min_open_channels, loga_bounds, expected_cost
+        super().__init__(net, image_shape, cost, *settings)
         self.lambda_l0, self.lambda_warmup = lambda_l0, lambda_warmup
         if isinstance(lambda_l0, Mapping):
             settings = net, self.expected_cost, cost, lambda_l0, "lambda_l0"

@@ -9,6 +9,7 @@ from sparsereg.errors import UserError
 from sparsereg.model.basic_l0_blocks import deterministic_gate
 from sparsereg.sparsity.by_layer import LayerCost
 from sparsereg.sparsity.constraint import TOLERANCE, SparsityConstraint
+from sparsereg.sparsity.cost import ExpectedCost
 from sparsereg.sparsity.objective import GateObjective
 from sparsereg.sparsity.selection import choose_open, choose_open_by_layer, polarise
 
@@ -60,8 +61,10 @@ class TargetSparsity(GateObjective):
         gate_lr: float | None = None,
         min_open_channels: int = 1,
         loga_bounds: Sequence[float] | None = None,
+        expected_cost: ExpectedCost | None = None,
     ):
-        super().__init__(net, image_shape, cost, gate_lr, min_open_channels, loga_bounds)
+        settings = gate_lr, min_open_channels, loga_bounds, expected_cost
+        super().__init__(net, image_shape, cost, *settings)
         targets = list(target.values()) if isinstance(target, Mapping) else target
         for value in targets if isinstance(target, Mapping) else [target]:
             if not 0 < value < 1:

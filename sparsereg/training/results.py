@@ -16,6 +16,8 @@ from rich.table import Table
 from torch import nn
 
 from sparsereg.budgets.size import TargetSize
+from sparsereg.budgets.target_latency import TOLERANCE as LATENCY_TOLERANCE
+from sparsereg.budgets.target_latency import TargetLatency
 from sparsereg.commands.overrides import as_argument, command_again
 from sparsereg.errors import printable
 from sparsereg.files import write_atomically
@@ -67,6 +69,8 @@ def reached(objective: GateObjective, net: nn.Module, size: dict) -> dict:
         return {"cost": objective.cost, "target_by_layer": layers}
     if isinstance(objective, TargetSize):
         return {"cost": objective.cost, f"target_{objective.cost}": objective.at_most}
+    if isinstance(objective, TargetLatency):
+        return objective.report()
     cost, target = objective.cost, objective.target
     measured = sparsities(net, size).get(cost, found[""])
     return {"cost": cost, "target_sparsity": target, "reached_sparsity": measured}
@@ -93,6 +97,9 @@ def print_summary(results: dict, dense: dict | None = None) -> None:
         if f"target_{cost}" in results:
             wanted = f"{words}, at most {results[f'target_{cost}']:,} asked for"
             table.add_row(wanted, f"{results[f'dense_{cost}']:,}", f"{results[cost]:,}")
+    if "target_latency" in results:
+        wanted = f"ms, batch {results['batch']}, {results['target_latency']:.3g} asked for"
+        table.add_row(wanted, f"{results['dense_latency']:.3g}", f"{results['latency']:.3g}")
     for name, layer in results.get("target_by_layer", {}).items():
         wanted = f"sparsity of {name}, {layer['target']} asked for"
         table.add_row(wanted, "0", f"{layer['reached']:.4f}")
@@ -125,6 +132,14 @@ def warn_missed(results: dict) -> None:
             print(
                 f"warning: target_{cost}={most:,} was missed: the cut network of "
                 f"{results['checkpoint']} has {found:,} {words}",
+                file=sys.stderr,
+            )
+    if "target_latency" in results:
+        asked, found = results["target_latency"], results["latency"]
+        if abs(found / asked - 1) > LATENCY_TOLERANCE:
+            print(
+                f"warning: {asked:.3g} ms were asked for, and the cut network of "
+                f"{results['checkpoint']} takes {found:.3g} ms",
                 file=sys.stderr,
             )
 

@@ -91,6 +91,7 @@ MISTAKES = {
     "unreadable": (("ckpt_path={ckpt}", "images={folder}/notes.txt"), ["cannot read", "notes.txt"]),
     "no classes": (("ckpt_path={nameless}", "images={folder}"), ["no names of classes"]),
     "no such setting": (("ckpt_path={ckpt}", "image=x"), ["did you mean 'images'?"]),
+    "no folder": (("ckpt_path={ckpt}", "images={folder}", "csv=no/x.csv"), ["no folder no"]),
     "cannot be written": (
         ("ckpt_path={ckpt}", "images={folder}", "csv={folder}"),
         ["cannot save", "Is a directory"],
