@@ -15,6 +15,7 @@ from sparsereg.commands.settings import Role, roles_of, to_plain
 from sparsereg.errors import printable
 from sparsereg.runs.folder import (
     compact_folder,
+    is_result,
     number,
     read_config,
     read_json,
@@ -66,7 +67,8 @@ def dense_run(cfg: DictConfig) -> tuple[Path, dict] | None:
     if cfg.ckpt_path is not None:
         root = run_of(cfg.ckpt_path).parent
     for folder, config, results in finished_runs(root):
-        if not config.get("without_using_gate"):
+        has_accuracies = all(is_result(results.get(key)) for key in ("val_acc", "test_acc"))
+        if not config.get("without_using_gate") or not has_accuracies:
             continue
         is_start = cfg.ckpt_path is not None and folder.resolve() == run_of(cfg.ckpt_path)
         if is_start or apart_from_gates(config) == wanted:
