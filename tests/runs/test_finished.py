@@ -150,5 +150,7 @@ def test_the_dense_network_to_compare_with(tmp_path):
     start = f"ckpt_path={dense}/checkpoints/last.ckpt"
     elsewhere = configuration(tmp_path / "other", start, "seed=6", "optimizer=sgd")
     assert dense_run(elsewhere) == (dense, accuracies)
+    other_data = configuration(tmp_path / "other", start, "data=cifar10")
+    assert dense_run(other_data) is None
     gated = configuration(tmp_path, f"ckpt_path={tmp_path}/lightning_logs/version_1/checkpoints/a")
     assert dense_run(gated) is None
