@@ -57,13 +57,12 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict:
         from sparsereg.export.formats import cut_file
         from sparsereg.model.precision import precision_of
         from sparsereg.runs.folder import claim_version
-        from sparsereg.training.guards import strategy_of
+        from sparsereg.training.guards import check_length, strategy_of
         from sparsereg.training.loggers import new_loggers
         from sparsereg.training.module import L0Module
         from sparsereg.training.monitors import ProgressBar
         from sparsereg.training.results import evaluate, finish
         from sparsereg.training.saving import AtomicCheckpointIO
-        from sparsereg.training.schedules import check_length
 
     checkpoint = read_checkpoint(cfg.ckpt_path) if cfg.ckpt_path else None
     cfg, record = run_settings(cfg, checkpoint)
@@ -81,7 +80,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict:
     loss = instantiate(cfg.loss)
     loss.check_classes(data.classes)
     scheduler = instantiate(cfg.scheduler, _convert_="all")
-    check_length(scheduler, *length_of(cfg, data))
+    check_length(cfg, data, scheduler)
     objective = None
     if not cfg.without_using_gate:  # λ by hand, or a target
         objective = new_objective(to_plain(cfg), net, data.image_shape)
@@ -131,15 +130,6 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict:
             print(printable(f"cut {last} to {cut}, which is now trained on"), flush=True)
         return train(finetune_settings(cfg, cut), [])
     return results
-
-
-def length_of(cfg: DictConfig, data: Any) -> tuple[int, int, Any, int]:
-    """Training batches of a device, epochs of the shortest part, limit, batches a step."""
-    trainer = cfg.trainer
-    devices = trainer.devices * trainer.num_nodes if isinstance(trainer.devices, int) else 1
-    batches = len(data.splits.train.labels) // max(devices, 1) // data.batch_size
-    epochs = min(trainer.max_epochs, cfg.finetune_epochs or trainer.max_epochs)
-    return batches, epochs, trainer.limit_train_batches, trainer.accumulate_grad_batches
 
 
 def new_network(

@@ -15,6 +15,7 @@ from sparsereg.commands.settings import Role, roles_of, to_plain
 from sparsereg.errors import printable
 from sparsereg.runs.folder import (
     compact_folder,
+    is_result,
     number,
     read_config,
     read_json,
@@ -59,17 +60,21 @@ def find_finetuned(cfg: DictConfig, last: Path) -> tuple[Path, dict] | None:
 
 def dense_run(cfg: DictConfig) -> tuple[Path, dict] | None:
     """(folder, results) of the network that a run with gates compares with, finished and without
-    gates: the run whose weights it starts with, or the newest one with the same settings else."""
+    gates: the run whose weights it starts with, on the same data, or the newest one with the same
+    settings else."""
     if cfg.without_using_gate:
         return None
     wanted, root = apart_from_gates(to_plain(cfg)), Path(cfg.output_dir) / "lightning_logs"
     if cfg.ckpt_path is not None:
         root = run_of(cfg.ckpt_path).parent
     for folder, config, results in finished_runs(root):
-        if not config.get("without_using_gate"):
+        has_accuracies = all(is_result(results.get(key)) for key in ("val_acc", "test_acc"))
+        if not config.get("without_using_gate") or not has_accuracies:
             continue
+        found = apart_from_gates(config)
         is_start = cfg.ckpt_path is not None and folder.resolve() == run_of(cfg.ckpt_path)
-        if is_start or apart_from_gates(config) == wanted:
+        on_same = all(found.get(k) == wanted.get(k) for k in ("data", "data.name", "data.root"))
+        if found == wanted or (is_start and on_same):
             return folder, results
     return None
 

@@ -33,7 +33,7 @@ th, td { padding: 0.3rem 0.6rem; border-bottom: 1px solid #8886; }
 th, td { text-align: left; vertical-align: top; }
 .what, .file, details p { overflow-wrap: anywhere; }
 .what, .file { display: block; min-width: 9rem; }
-.file { font-size: 0.75rem; opacity: 0.7; }
+.file { font-size: 0.88em; opacity: 0.7; }
 tr:target { background: #fd06; }
 .pictures { display: flex; flex-wrap: wrap; gap: 1rem; }
 figure { margin: 0; flex: 0 1 auto; }
@@ -47,7 +47,11 @@ li { overflow-wrap: anywhere; }
   tr:not(:target) .what { -webkit-line-clamp: 4; }
 }
 @media print {
-  body { max-width: none; font-size: 10pt; }
+  @page { size: A4 landscape; margin: 12mm; }
+  body { max-width: none; margin: 0; font-size: 9pt; }
+  table { font-size: 7pt; }
+  th, td { padding: 0.15rem 0.3rem; }
+  .what, .file { min-width: 30rem; }
   a { color: inherit; text-decoration: none; }
   tr, figure, h3 { break-inside: avoid; }
   h2, h3, .note { break-after: avoid; }

@@ -1,7 +1,9 @@
 """What keeps a run on its way: its seed, finite weights, signals, gates that move."""
 
+import math
 import signal
 import sys
+from collections.abc import Callable
 from datetime import timedelta
 
 import numpy as np
@@ -80,6 +82,35 @@ def strategy_of(cfg: DictConfig) -> str | PatientDDP:
     if trainer.strategy == "ddp" or trainer.num_nodes > 1:
         return PatientDDP(cfg.wait_for_processes)
     return trainer.strategy
+
+
+def check_length(cfg: DictConfig, data: pl.LightningDataModule, scheduler: Callable) -> None:
+    """Raise UserError for a run that is too short, before it has a folder.
+
+    Args:
+        cfg: its settings.
+        data: set up.
+        scheduler: of `schedules`, with its settings.
+    """
+    trainer = cfg.trainer
+    devices = trainer.devices * trainer.num_nodes if isinstance(trainer.devices, int) else 1
+    used = {}
+    for split in ("train", "val", "test"):
+        size = data.batch_size if split == "train" else data.eval_batch_size
+        images = len(getattr(data.splits, split).labels) // max(devices, 1)
+        batches = images // size if split == "train" else math.ceil(images / size)
+        limit = trainer[f"limit_{split}_batches"]
+        used[split] = batches if limit is None else min(limit, batches)
+        if isinstance(limit, float):
+            used[split] = int(limit * batches)
+        if used[split] == 0:
+            raise UserError(
+                f"trainer.limit_{split}_batches={limit} of {batches} batches is none: "
+                f"use {math.ceil(1e4 / batches) / 1e4:g} or more"
+            )
+    epochs = min(trainer.max_epochs, cfg.finetune_epochs or trainer.max_epochs)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    scheduler(optimizer, math.ceil(used["train"] / trainer.accumulate_grad_batches) * epochs)
 
 
 class StopOnSignals(pl.Callback):

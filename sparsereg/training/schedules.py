@@ -2,11 +2,9 @@
 wants them."""
 
 import math
-from collections.abc import Callable
 
-import torch
 from torch import nn
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, MultiStepLR, OneCycleLR
 
 from sparsereg.errors import UserError
@@ -75,27 +73,3 @@ def one_cycle(
         final_div_factor=final_div_factor,
     )
     return {"scheduler": scheduler, "interval": "step"}
-
-
-def check_length(
-    scheduler: Callable, batches: int, epochs: int, limit: int | float | None, accumulate: int
-) -> None:
-    """Raise UserError for a run that is too short, before it has a folder.
-
-    Args:
-        scheduler: one of the above, with its settings.
-        batches: in the training set, of each device.
-        epochs: of the run, or of its shortest part.
-        limit: `trainer.limit_train_batches`, a number of batches or a share of them.
-        accumulate: batches of a step.
-    """
-    used = batches
-    if limit is not None:
-        used = int(limit * batches) if isinstance(limit, float) else min(limit, batches)
-    if used == 0:
-        raise UserError(
-            f"trainer.limit_train_batches={limit} of {batches} batches is none: "
-            f"use {1 / batches:.2g} or more"
-        )
-    optimizer = SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    scheduler(optimizer, math.ceil(used / accumulate) * epochs)

@@ -1,6 +1,7 @@
 """`--help` in words, and Hydra's own flags."""
 
 import re
+import runpy
 import shlex
 
 import pytest
@@ -10,13 +11,18 @@ from omegaconf import OmegaConf
 from sparsereg.commands.hints import check_arguments
 from sparsereg.commands.overrides import CONFIG
 
-SCRIPTS = {  # what each takes, not all of train.yaml
-    "train.py": None,
-    "test.py": {"ckpt_path", "flip_tta", "matmul_precision", "data", "trainer"},
-    "compact.py": {"ckpt_path", "round_to", "int8", "normalise"},
-    "predict.py": {"ckpt_path", "images", "csv"},
-    "report.py": {"runs", "out", "pictures", "results"},
-}
+SCRIPTS = ("train.py", "test.py", "compact.py", "predict.py", "report.py")
+
+
+def settings_of(script: str) -> set[str]:
+    """The keys and groups that a script takes: those it names, or all of its file."""
+    takes = runpy.run_path(str(ROOT / script)).get("TAKES")
+    if takes is not None:
+        return {*takes}
+    file = CONFIG / script.replace(".py", ".yaml")
+    config = OmegaConf.load(file)
+    groups = {key for line in config.defaults if not isinstance(line, str) for key in line}
+    return {key for key in {*config, *groups} if "hydra" not in key} - {"defaults"}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -32,14 +38,8 @@ def test_help_has_every_key_and_five_examples(script, command, monkeypatch):
         _, name, *arguments = shlex.split(example, comments=True)
         own = name.removesuffix(".py")
         check_arguments(arguments, own if (CONFIG / f"{own}.yaml").exists() else "train")
-    keys = SCRIPTS[script]
-    if keys is None:
-        config = OmegaConf.load(CONFIG / "train.yaml")
-        groups = [next(iter(d)) for d in config.defaults if isinstance(d, dict | type(config))]
-        keys = {*config, *(group for group in groups if "hydra" not in group)}
-        keys -= {"defaults", "hydra"}
     shown = {m[1] for line in lines if (m := re.match(r"  (\w+)=\S+  +\S", line))}
-    assert shown == keys
+    assert shown == settings_of(script)
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,9 @@ def test_gates_are_called_still_once_their_rate_has_peaked():
     "settings, words",
     [
         (("scheduler=one_cycle",), ["3 steps", "5 steps or more"]),
-        (("trainer.limit_train_batches=0.001",), ["of 39 batches is none", "0.026 or more"]),
+        (("trainer.limit_train_batches=0.001",), ["of 39 batches is none", "0.0257 or more"]),
+        (("trainer.limit_val_batches=0.5",), ["limit_val_batches=0.5 of 1 batches", "use 1 or"]),
+        (("trainer.limit_test_batches=0.5",), ["limit_test_batches=0.5 of 1 batches", "use 1 or"]),
     ],
 )
 def test_a_run_that_is_too_short_claims_nothing(settings, words, command, tmp_path):
