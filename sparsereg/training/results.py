@@ -29,13 +29,18 @@ SIZES = {"params": "parameters", "macs": "multiply-adds"}  # that can be asked f
 
 
 def evaluate(
-    trainer: pl.Trainer, module: L0Module, data: pl.LightningDataModule, checkpoint: Path
+    trainer: pl.Trainer,
+    module: L0Module,
+    data: pl.LightningDataModule,
+    checkpoint: Path,
+    test: bool = True,
 ) -> dict:
-    """Validation and test accuracy of the module's network, and what remains of it when cut."""
+    """Validation and test accuracy of the module's network, and what remains of it when cut.
+    Without `test` the test set stays unread, for who chooses among networks."""
     net = module.net
     loggers, trainer.loggers = trainer.loggers, []  # the curves end with the training
     [validation] = trainer.validate(module, data, verbose=False)
-    [test] = trainer.test(module, data, verbose=False)
+    tested = trainer.test(module, data, verbose=False)[0] if test else {}
     trainer.loggers = loggers
     gates = gate_layers(net).values()
     nonzero = [prob_nonzero(gate.qz_loga, gate.temperature) for gate in gates]
@@ -43,7 +48,7 @@ def evaluate(
     results = {
         "checkpoint": str(checkpoint),
         "val_acc": validation["val_acc"],
-        "test_acc": test["test_acc"],
+        "test_acc": tested.get("test_acc"),
         "L_C0": torch.cat(nonzero).mean().item() if nonzero else None,
         **size,
         "open_channels": open_channels(net),
@@ -79,7 +84,8 @@ def print_summary(results: dict) -> None:
     for column in ("", "dense", "closed channels removed"):
         table.add_column(column, justify="left" if column == "" else "right")
     table.add_row("validation accuracy", "", f"{results['val_acc']:.2%}")
-    table.add_row("test accuracy", "", f"{results['test_acc']:.2%}")
+    if results["test_acc"] is not None:
+        table.add_row("test accuracy", "", f"{results['test_acc']:.2%}")
     if results["L_C0"] is not None:
         table.add_row("L_C0", "", f"{results['L_C0']:.4f}")
     table.add_row("sparsity", "0", f"{results['sparsity']:.4f}")
