@@ -5,16 +5,19 @@ python train.py lambda_l0=1.0                                               # ga
 python train.py ckpt_path=RUN/last.ckpt lambda_l0=20.0 droprate_init=0.05   # gates, then cut
 python train.py ckpt_path=RUN/last.ckpt resume_training=true                # go on exactly
 python train.py target_sparsity=0.6 cost=params                             # the sparsity asked for
+python train.py target_sparsity=[0.3,0.5,0.7,0.9] finetune_epochs=10        # several, in one run
+python train.py ckpt_path=RUN/best.ckpt max_drop=0.5 droprate_init=0.05     # the accuracy to keep
 python train.py target_params=100k                                          # or the size
 python train.py target_latency=0.4                                          # or the milliseconds
 python train.py lambda_l0=1.0 finetune_epochs=20                            # cut, then train on
 """
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from sparsereg.commands import command_line
 from sparsereg.commands.checks import check_settings
@@ -41,11 +44,28 @@ def main(cfg: DictConfig) -> tuple[float, float]:
     if results is None:
         with importing():  # torch, to count GPUs
             check_devices(cfg.trainer)
-        results = train(cfg, overrides)
+        results = method_of(cfg)(cfg, overrides)
     return results["val_acc"], results["sparsity"]
 
 
-def train(cfg: DictConfig, overrides: list[str]) -> dict:
+def method_of(cfg: DictConfig) -> Callable[[DictConfig, list[str]], dict]:
+    """One run, or the several that some budgets need."""
+    if OmegaConf.is_list(cfg.target_sparsity):
+        from sparsereg.budgets.sizes import train_sizes
+
+        return lambda cfg, _: train_sizes(cfg, train)
+    if cfg.max_drop is not None:
+        from sparsereg.budgets.max_drop import train_smallest
+
+        return lambda cfg, _: train_smallest(cfg, train)
+    return train
+
+
+def train(
+    cfg: DictConfig, overrides: list[str], stopped: Path | None = None, test: bool = True
+) -> dict:
+    """Train a network, or train it on from the checkpoint of a run that was `stopped`, and evaluate
+    it, unless `test` is false without the test set."""
     with importing():  # takes seconds: only when the settings are right
         import pytorch_lightning as pl
         import torch
@@ -112,13 +132,13 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict:
         strategy=strategy_of(cfg),
     )
     start = time.perf_counter()
-    resume_from = cfg.ckpt_path if cfg.resume_training else None
+    resume_from = cfg.ckpt_path if cfg.resume_training else stopped
     trainer.fit(module, data, ckpt_path=resume_from, weights_only=True)
     seconds = time.perf_counter() - start
 
     evaluated = trainer.checkpoint_callback.evaluated
     load_weights(net, read_checkpoint(evaluated))
-    results = evaluate(trainer, module, data, evaluated) | {"train_seconds": seconds}
+    results = evaluate(trainer, module, data, evaluated, test) | {"train_seconds": seconds}
     finish(trainer, cfg, results, runs / f"version_{version}")
     if cfg.finetune_epochs:
         last = trainer.checkpoint_callback.last  # the best may be from before its gates closed

@@ -143,6 +143,8 @@ def check_target(cfg: DictConfig, overrides: list[str]) -> None:
         return
     target = f"{key}={cfg[key]}"
     check_one_budget(cfg, given, key)
+    if key == "max_drop":
+        check_drop(cfg)
     if "lambda_l0" in given:
         raise UserError(
             f"{given['lambda_l0']} is set by hand, but {target} moves λ itself: leave one of them "
@@ -169,26 +171,45 @@ def check_one_budget(cfg: DictConfig, given: dict[str, str], key: str) -> None:
         raise UserError(f"{given['cost']}: {key}={cfg[key]} counts {counted}; leave cost=… out")
 
 
+def check_drop(cfg: DictConfig) -> None:
+    """Something to compare with, and a size that can be bisected."""
+    if cfg.ckpt_path is None:
+        raise UserError(
+            f"max_drop={cfg.max_drop} needs ckpt_path=…, the dense network's checkpoint"
+        )
+    if cfg.cost == "latency" or cfg.keep_gates:
+        raise UserError(
+            f"max_drop={cfg.max_drop} looks for the smallest by cost=channels, params, macs or "
+            "weights, from new gates: leave cost=latency and keep_gates=true out"
+        )
+
+
 def may_round(cfg: DictConfig) -> bool:
     """Channels that are put back add no time where they fill vectors, but parameters."""
-    return cfg.round_to == 1 or (cfg.round_to == "auto" and cfg.target_latency is not None)
+    is_timed = BUDGETS.get(budget_of(cfg)) == "latency"
+    return cfg.round_to == 1 or (cfg.round_to == "auto" and is_timed)
 
 
 def check_latency(cfg: DictConfig) -> None:
     """What measures is there, and one process decides by it."""
-    if cfg.round_to == "auto" or BUDGETS.get(budget_of(cfg)) == "latency" or cfg.cost == "latency":
-        if cfg.latency.backend == "onnxruntime":
-            check_exporter("latency.backend=onnxruntime")
-        if cfg.trainer.devices not in (1, "1") or cfg.trainer.num_nodes != 1:
-            raise UserError(
-                f"trainer.devices={cfg.trainer.devices}: a budget of time is for one process, "
-                "trainer.devices=1"
-            )
+    several, is_dropping = OmegaConf.is_list(cfg.target_sparsity), cfg.max_drop is not None
+    is_timed = BUDGETS.get(budget_of(cfg)) == "latency" or cfg.cost == "latency"
+    is_measured = is_timed or several or cfg.round_to == "auto"
+    if is_measured and cfg.latency.backend == "onnxruntime":
+        check_exporter("latency.backend=onnxruntime")
+    alone = cfg.trainer.devices in (1, "1") and cfg.trainer.num_nodes == 1
+    if (is_measured or is_dropping) and not alone:
+        raise UserError(
+            f"trainer.devices={cfg.trainer.devices}: with {budget_of(cfg) or 'round_to=auto'} one "
+            "process decides, trainer.devices=1"
+        )
 
 
 def check_time_to_settle(cfg: DictConfig) -> None:
     """The target must have risen before the gates settle, and an epoch be validated after that."""
     epochs, every = cfg.trainer.max_epochs, cfg.trainer.check_val_every_n_epoch
+    if OmegaConf.is_list(cfg.target_sparsity):
+        epochs = -(-epochs // len(cfg.target_sparsity))  # for each
     settle = SETTLED * epochs if cfg.settle_epochs is None else cfg.settle_epochs
     if (cfg.target_warmup or 0) + settle > epochs:
         raise UserError(

@@ -54,8 +54,9 @@ SETTINGS: dict[str, Setting] = {
     "lambda_warmup": Setting(*v.NOT_NEGATIVE, NEEDS_GATES),
     "cost": Setting(*v.one_of(choices.COSTS), OF_GATES | KEPT),
     "target_sparsity": Setting(
-        v.or_null(v.by_layer(v.INSIDE_0_1)[0]),
-        "above 0 and below 1 (0.6 is 60 % less), {layers: such a number, …}, or null",
+        v.or_null(lambda value: v.is_rising(value) or v.by_layer(v.INSIDE_0_1)[0](value)),
+        "above 0 and below 1 (0.6 is 60 % less), {layers: such a number, …}, several that rise "
+        "([0.3,0.5,0.7]), or null",
         NEEDS_GATES | KEPT | BY_LAYER,
     ),
     "target_params": Setting(*v.AMOUNT_OR_NULL, NEEDS_GATES | KEPT),
@@ -66,6 +67,14 @@ SETTINGS: dict[str, Setting] = {
         "a number above 1, or null",
         NEEDS_GATES | KEPT,
     ),
+    "max_drop": Setting(
+        v.or_null(lambda value: v.is_number(value) and 0 <= value < 100),
+        "points of accuracy from 0 to below 100, or null",
+        NEEDS_GATES | KEPT,
+        "ckpt_path",
+    ),
+    "probes": Setting(*v.COUNT, OF_GATES | NO_EFFECT, "max_drop"),
+    "probe_epochs": Setting(*v.COUNT_OR_NULL, OF_GATES | NO_EFFECT, "max_drop"),
     "target_warmup": Setting(*v.NOT_NEGATIVE_OR_NULL, *OF_TARGET),
     "settle_epochs": Setting(*v.NOT_NEGATIVE_OR_NULL, *OF_TARGET),
     "dual_lr": Setting(*v.POSITIVE_OR_NULL, *OF_TARGET),
@@ -216,11 +225,12 @@ BUDGETS = {  # what can be asked for, one at a time: the cost that it counts, if
     "target_macs": "macs",
     "target_latency": "latency",
     "target_speedup": "latency",
+    "max_drop": None,
 }
 
 
 def budget_of(cfg: Mapping[str, Any]) -> str | None:
-    """The setting that asks for a size; None: λ is set by hand."""
+    """The setting that asks for a network; None: λ is set by hand."""
     return next((key for key in BUDGETS if cfg.get(key) is not None), None)
 
 

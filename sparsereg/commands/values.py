@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -83,6 +84,13 @@ def is_interval(value: Any) -> bool:
     return is_list_of(is_number, value) and len(value) == 2 and value[0] < value[1]
 
 
+def is_rising(value: Any) -> bool:
+    """Several shares, each above the one before."""
+    if not is_list_of(INSIDE_0_1[0], value) or len(value) < 2:
+        return False
+    return all(low < high for low, high in pairwise(value))
+
+
 def is_devices(value: Any) -> bool:
     if isinstance(value, str):
         return value in ("auto", "-1") or value.isdigit()
@@ -137,6 +145,7 @@ GROUP_OR_NULL = (or_null(is_group), "left as it is, or null")
 BOOL = (is_bool, "true or false")
 BOOL_OR_NULL = (or_null(is_bool), "true, false or null")
 COUNT = (is_count, "a whole number of at least 1")
+COUNT_OR_NULL = (or_null(is_count), "a whole number of at least 1, or null")
 COUNT_OR_0 = (is_index, "a whole number of at least 0")
 POSITIVE = (is_positive, "a positive number")
 POSITIVE_OR_NULL = (or_null(is_positive), "a positive number, or null")

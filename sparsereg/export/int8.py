@@ -8,7 +8,6 @@ saturate with eight (onnxruntime's advice for `reduce_range`).
 import logging
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 
@@ -18,6 +17,7 @@ from onnxruntime.quantization import QuantType, quantize_static
 from rich.console import Console
 from torch import Tensor
 
+from sparsereg.budgets.paired import right
 from sparsereg.data.pipeline import ImageData
 from sparsereg.errors import printable
 from sparsereg.export.formats import open_onnx, without_notes
@@ -123,33 +123,13 @@ def compare(files: list[Path], data: ImageData, flip_tta: bool) -> dict[str, dic
     rows = {file.name: {"bytes": file.stat().st_size} for file in files}
     for name, run in runs.items():
         for split in ("val", "test"):
-            rows[name][f"{split}_acc"] = accuracy(run, data, split, flip_tta)
+            rows[name][f"{split}_acc"] = right(run, data, split, flip_tta).double().mean().item()
     for batch, rounds in ROUNDS.items():
         times = compare_latency(runs, torch.randn(batch, *data.image_shape), rounds)
         for name, row in rows.items():
             row[f"ms_batch_{batch}"] = median(times[name])
             row[f"speedup_batch_{batch}"] = speedup(times[name], times[files[0].name])
     return rows
-
-
-def accuracy(run: Callable, data: ImageData, split: str, flip_tta: bool) -> float:
-    """Share of a split's images that `run`, images to logits, classifies right."""
-    right, total = 0, 0
-    for images, labels in batches(data, split):
-        logits = run(images)
-        if flip_tta:
-            logits = (logits + run(images.flip(-1))) / 2
-        right += int((logits.argmax(dim=1) == labels).sum())
-        total += len(labels)
-    return right / total
-
-
-def batches(data: ImageData, split: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """A split's normalised images and labels, without augmentation."""
-    part = getattr(data.splits, split)
-    sizes = (tensor.split(data.eval_batch_size) for tensor in part)
-    for images, labels in zip(*sizes, strict=True):
-        yield data.on_after_batch_transfer((images, labels))
 
 
 def drops(rows: dict[str, dict]) -> dict[str, float]:

@@ -101,6 +101,17 @@ def is_finished(cfg: DictConfig) -> bool:
     )
 
 
+def unfinished_runs(root: Path) -> Iterator[tuple[Path, dict]]:
+    """(folder, settings) of the runs that have not ended, the newest first."""
+    folders = [path.parent for path in root.glob("version_*/config.yaml")]
+    folders = [f for f in folders if number(f).isdigit() and not (f / "summary.json").exists()]
+    for folder in sorted(folders, key=lambda folder: int(number(folder)), reverse=True):
+        try:
+            yield folder, read_config(folder)
+        except (OSError, ValueError):
+            continue
+
+
 def finished_runs(root: Path) -> Iterator[tuple[Path, dict, dict]]:
     """(folder, settings, results) of the runs that have ended, the newest first."""
     ended = [path.parent for path in root.glob("version_*/summary.json")]

@@ -64,6 +64,17 @@ def number_points(figure: Figure, rows: dict[int, Row]) -> None:
         ax.annotate(str(number), place, fontsize=8, url=link, **offset)
 
 
+def draw_sizes(rows: list[dict], file: Path) -> None:
+    """Test accuracy against the measured milliseconds of several cut networks."""
+    first = rows[0]
+    figure, ax = new_picture(f"ms, batch {first['batch']}, {first['backend']}", "test accuracy, %")
+    ax.plot([row["ms"] for row in rows], [100 * row["test_acc"] for row in rows], "o-")
+    for row in rows:
+        place = row["ms"], 100 * row["test_acc"]
+        ax.annotate(f"{row['target']:g}", place, (4, 4), textcoords="offset points", fontsize=8)
+    figure.savefig(file)
+
+
 def percent(numbers: tuple[float, float]) -> tuple[float, float]:
     return 100 * numbers[0], 100 * numbers[1]
 

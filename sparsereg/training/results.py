@@ -33,13 +33,18 @@ SIZES = {"params": "parameters", "macs": "multiply-adds"}  # that can be asked f
 
 
 def evaluate(
-    trainer: pl.Trainer, module: L0Module, data: pl.LightningDataModule, checkpoint: Path
+    trainer: pl.Trainer,
+    module: L0Module,
+    data: pl.LightningDataModule,
+    checkpoint: Path,
+    test: bool = True,
 ) -> dict:
-    """Validation and test accuracy of the module's network, and what remains of it when cut."""
+    """Validation and test accuracy of the module's network, and what remains of it when cut.
+    Without `test` the test set stays unread, for who chooses among networks."""
     net = module.net
     loggers, trainer.loggers = trainer.loggers, []  # the curves end with the training
     [validation] = trainer.validate(module, data, verbose=False)
-    [test] = trainer.test(module, data, verbose=False)
+    tested = trainer.test(module, data, verbose=False)[0] if test else {}
     trainer.loggers = loggers
     gates = gate_layers(net).values()
     nonzero = [prob_nonzero(gate.qz_loga, gate.temperature) for gate in gates]
@@ -47,7 +52,7 @@ def evaluate(
     results = {
         "checkpoint": str(checkpoint),
         "val_acc": validation["val_acc"],
-        "test_acc": test["test_acc"],
+        "test_acc": tested.get("test_acc"),
         "L_C0": torch.cat(nonzero).mean().item() if nonzero else None,
         **size,
         "open_channels": open_channels(net),
@@ -84,7 +89,8 @@ def print_summary(results: dict, dense: dict | None = None) -> None:
     for column in ("", "dense", "if cut" if results["L_C0"] is not None else "this network"):
         table.add_column(column, justify="left" if column == "" else "right")
     for name, key in (("validation accuracy", "val_acc"), ("test accuracy", "test_acc")):
-        table.add_row(name, f"{dense[key]:.2%}" if dense else "", f"{results[key]:.2%}")
+        if results[key] is not None:
+            table.add_row(name, f"{dense[key]:.2%}" if dense else "", f"{results[key]:.2%}")
     if results["L_C0"] is not None:
         table.add_row("L_C0", "", f"{results['L_C0']:.4f}")
     table.add_row("sparsity", "0", f"{results['sparsity']:.4f}")

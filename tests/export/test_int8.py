@@ -12,6 +12,7 @@ import torch
 from conftest import SMALL, assert_one_line, checkpoint_path
 from torch import nn
 
+from sparsereg.budgets.paired import batches
 from sparsereg.data.digits import Digits
 from sparsereg.export import int8
 from sparsereg.export import report as compact_report
@@ -43,7 +44,7 @@ def test_the_command_writes_and_compares_it(command, tmp_path, monkeypatch, digi
     full, small = rows["compact.onnx"], rows["compact.int8.onnx"]
     assert small["bytes"] == (folder / "compact.int8.onnx").stat().st_size < full["bytes"] / 3.2
     for split in ("val", "test"):
-        images, labels = next(int8.batches(digits, split))
+        images, labels = next(batches(digits, split))
         logits = open_onnx(folder / "compact.int8.onnx")(images)
         right = (logits.argmax(dim=1) == labels).float().mean().item()
         assert small[f"{split}_acc"] == pytest.approx(right)
@@ -80,7 +81,7 @@ def test_a_drop_is_a_warning_that_names_the_worst_layer(tmp_path, digits, capsys
     monkeypatch.setattr(int8, "ROUNDS", FEW)
     net = Outlier().eval()
     for split in ("val", "test"):  # what it says is right, until it is quantized
-        images, _ = next(int8.batches(digits, split))
+        images, _ = next(batches(digits, split))
         part = getattr(digits.splits, split)
         with torch.no_grad():
             monkeypatch.setattr(digits.splits, split, part._replace(labels=net(images).argmax(1)))
