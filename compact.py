@@ -2,6 +2,10 @@
 
     python compact.py ckpt_path=RUN/best.ckpt
     python compact.py ckpt_path=RUN/best.ckpt int8=true
+    python compact.py ckpt_path=RUN/last.ckpt                          # of the newest epoch
+    python compact.py ckpt_path=RUN/best.ckpt round_to=8               # widths in multiples of 8
+    python test.py ckpt_path=RUN/best_compact/compact.pt               # then: its accuracy
+    python train.py ckpt_path=RUN/best_compact/compact.pt without_using_gate=true   # train it on
 
 Writes into a folder beside the checkpoint, RUN/best_compact: compact.pt (for train.py, test.py and
 sparsereg.load), compact.pt2 (torch.export), compact.onnx, what programs that run these have to know
@@ -24,14 +28,14 @@ from sparsereg.commands.resume import settings_of
 from sparsereg.commands.settings import to_plain
 from sparsereg.errors import UserError, printable
 
+TAKES = ("ckpt_path", "round_to", "latency", "normalise", "int8")
+
 
 def main(cfg: DictConfig) -> None:
     if cfg.ckpt_path is None:
         raise UserError("ckpt_path=… is needed, the checkpoint to cut")
     takes_data = ("data",) if cfg.int8 else ()
-    refuse_other_groups(
-        "compact.py", "ckpt_path", "round_to", "latency", "normalise", "int8", *takes_data
-    )
+    refuse_other_groups("compact.py", *TAKES, *takes_data)
     check_settings(cfg, typed(), complete=False)
     if cfg.int8:
         check_exporter("int8=true")
@@ -96,7 +100,7 @@ def write_int8(source: Path, data, flip_tta: bool) -> dict:
 
 
 def cli() -> None:  # installed as sparsereg-compact
-    command_line.run(main)
+    command_line.run(main, takes=TAKES)
 
 
 if __name__ == "__main__":

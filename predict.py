@@ -1,7 +1,10 @@
 """Classify images with a trained network, and write what it says as a table.
 
     python predict.py ckpt_path=RUN/best.ckpt images=PHOTO.jpg
-    python predict.py ckpt_path=RUN/best_compact/compact.pt images=FOLDER csv=out.csv
+    python predict.py ckpt_path=RUN/best.ckpt images=FOLDER                     # and below it
+    python predict.py ckpt_path=RUN/best_compact/compact.pt images=FOLDER       # the cut network
+    python predict.py ckpt_path=RUN/best.ckpt images=FOLDER csv=out.csv         # another table
+    python predict.py ckpt_path=RUN/last.ckpt images=FOLDER                     # newest epoch
 
 Images are resized and normalised as the data that the network was trained on. A row of the table
 has the file, its class, the probability of that, and the probability of every class.
@@ -29,6 +32,8 @@ def main(cfg: DictConfig) -> None:
             raise UserError(f"{key}=… is needed, {what}")
     check_settings(cfg, typed())
     check_checkpoint_file(cfg.ckpt_path)
+    if not Path(cfg.csv).parent.is_dir():
+        raise UserError(f"csv={cfg.csv}: there is no folder {Path(cfg.csv).parent}")
     with importing():  # takes seconds
         from sparsereg.predictions import predict
 

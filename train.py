@@ -75,12 +75,12 @@ def train(
         from sparsereg.budgets.rounding import round_to
         from sparsereg.checkpoint import load_weights, read_checkpoint
         from sparsereg.export.formats import cut_file
+        from sparsereg.model.precision import precision_of
         from sparsereg.runs.folder import claim_version
-        from sparsereg.training.guards import strategy_of
+        from sparsereg.training.guards import check_length, strategy_of
         from sparsereg.training.loggers import new_loggers
         from sparsereg.training.module import L0Module
         from sparsereg.training.monitors import ProgressBar
-        from sparsereg.training.precision import precision_of
         from sparsereg.training.results import evaluate, finish
         from sparsereg.training.saving import AtomicCheckpointIO
 
@@ -99,6 +99,8 @@ def train(
     record["data"] = data.record()
     loss = instantiate(cfg.loss)
     loss.check_classes(data.classes)
+    scheduler = instantiate(cfg.scheduler, _convert_="all")
+    check_length(cfg, data, scheduler)
     objective = None
     if not cfg.without_using_gate:  # λ by hand, or a target
         objective = new_objective(to_plain(cfg), net, data.image_shape)
@@ -109,7 +111,7 @@ def train(
         net,
         num_classes=len(data.classes),
         optimizer=instantiate(cfg.optimizer, _convert_="all"),
-        scheduler=instantiate(cfg.scheduler, _convert_="all"),
+        scheduler=scheduler,
         loss=loss,
         objective=objective,
         flip_tta=cfg.flip_tta,

@@ -21,10 +21,10 @@ from sparsereg.commands.memory import keep_buffers
 from sparsereg.model import kernels
 from sparsereg.model.basic_l0_blocks import prob_nonzero
 from sparsereg.model.googlenet import GoogleNet
+from sparsereg.model.precision import has_bfloat16
 from sparsereg.sparsity.cost import ExpectedCost
 from sparsereg.sparsity.selection import reopen
 from sparsereg.training.module import compiled
-from sparsereg.training.precision import has_bfloat16
 
 LAMBDA = 0.5
 UNGATED, WITH_TORCH = "no gates", "no gates, torch's kernels"

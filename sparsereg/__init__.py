@@ -59,8 +59,12 @@ class CallableModule(ModuleType):
     """A module of the package that is named as its function: once it is imported, `sparsereg.NAME`
     is the module, and calls the function."""
 
+    @property
+    def __wrapped__(self) -> Any:  # so that `inspect`, and editors, show its signature
+        return __getattr__(self.__name__.rpartition(".")[2])
+
     def __call__(self, *arguments: Any, **settings: Any) -> Any:
-        return __getattr__(self.__name__.rpartition(".")[2])(*arguments, **settings)
+        return self.__wrapped__(*arguments, **settings)
 
 
 def __getattr__(name: str) -> Any:

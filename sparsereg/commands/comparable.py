@@ -53,6 +53,11 @@ def reported_settings(config: dict) -> dict[str, Any]:
     return settings | {"start": start(config)}
 
 
+def network_name(settings: dict[str, Any]) -> Any:
+    """`resnet18`, not the name of the function that builds it; the class where it has no name."""
+    return settings.get("model.name") or settings.get("model")
+
+
 def flatten(config: dict, prefix: str = "") -> dict[str, Any]:
     """{dotted key: value}; `optimizer._target_` becomes `optimizer`, the last part of its name.
 

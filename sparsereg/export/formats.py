@@ -52,7 +52,8 @@ def save(
         sparsereg.save(net, "net.pt", **data.record())  # of a data set in sparsereg.data
 
     Args:
-        net: with gates, or cut by `compact`; not changed.
+        net: with gates, or cut by `compact`: then the file cannot say what it was cut from; not
+            changed.
         path: of the file.
         image_shape: (C, H, W) of the images.
         classes: their names, in the order of the logits.
@@ -139,8 +140,7 @@ def export(
     if has_onnx():
         files["compact.onnx"] = write_onnx(program, folder / "compact.onnx", about)
     found = {name: difference(small, other, examples, name) for name, other in files.items()}
-    text = json.dumps(about | {"files": [*files]}, indent=1, ensure_ascii=False)
-    write_atomically(folder / "deploy.json", text)
+    write_atomically(folder / "deploy.json", json.dumps(about, indent=1, ensure_ascii=False))
     return found
 
 

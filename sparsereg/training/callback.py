@@ -88,6 +88,7 @@ class L0Callback(pl.Callback):
         objective.plan(**length)
         if self.restored is not None:
             objective.load_state_dict(self.restored)
+            self.restored = None
         else:
             objective.check_reach()
         return objective

@@ -1,6 +1,8 @@
 """Learning rates: of weights and gates, which keep their own, and their schedules, as Lightning
 wants them."""
 
+import math
+
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, MultiStepLR, OneCycleLR
@@ -58,8 +60,8 @@ def one_cycle(
     """
     if pct_start * total_steps <= 1:
         raise UserError(
-            f"scheduler.pct_start={pct_start} of {total_steps} steps is too short to rise: "
-            "train longer or choose a larger share"
+            f"scheduler.pct_start={pct_start} of {total_steps} steps is too short to rise: train "
+            f"for {math.floor(1 / pct_start) + 1} steps or more, or choose a larger share"
         )
     peaks = [group["lr"] for group in optimizer.param_groups]
     scheduler = OneCycleLR(

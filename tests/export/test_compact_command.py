@@ -115,7 +115,8 @@ def test_test_py_gives_the_same_accuracy(command, folder, pruned):
         result = command("test.py", f"ckpt_path={path}", "trainer=cpu")
         assert result.code == 0, result.err
         words = ("accuracy", "sparsity", "parameters", "multiply-adds")
-        tables.append([line for line in result.out.splitlines() if any(w in line for w in words)])
+        lines = [" ".join(line.split()) for line in result.out.splitlines()]
+        tables.append([line for line in lines if any(word in line for word in words)])
     assert tables[0] == tables[1] and len(tables[0]) == 5
 
 
@@ -204,7 +205,7 @@ def test_without_onnx_the_rest_is_written(command, quick, small, tmp_path, monke
     result = command("compact.py", f"ckpt_path={small}", "normalise=inside")
     assert result.code == 0 and "pip install -r requirements-export.txt" in result.err
     about = json.loads((tmp_path / "best_compact" / "deploy.json").read_text())
-    assert about["classes"] == [*"0123456789"] and about["files"] == ["compact.pt2"]
+    assert about["classes"] == [*"0123456789"]
     assert about["input"] == {"name": "images", "type": "uint8", "shape": ["batch", *IMAGE]}
     report = json.loads((tmp_path / "best_compact" / "report.json").read_text())
     assert about["sparsity"] == pytest.approx(report["sparsity"], abs=1e-9)

@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import numpy as np
 import onnx
@@ -65,10 +63,7 @@ def test_images_as_they_are_or_normalised(net, folder):
 def test_what_they_say(net, folder):
     about = json.loads((folder / "deploy.json").read_text(encoding="utf-8"))
     size = sparsereg.measure(net, IMAGE)
-    assert about["version"] == sparsereg.__version__ and about["files"] == [
-        "compact.pt2",
-        "compact.onnx",
-    ]
+    assert about["version"] == sparsereg.__version__
     assert (about["classes"], about["mean"], about["std"]) == tuple(KNOWN.values())
     assert about["sparsity"] == size["sparsity"] > 0.5
     assert (about["params"], about["macs"]) == (size["params"], size["macs"])
@@ -85,23 +80,21 @@ def test_what_they_say(net, folder):
     assert is_uint8 == inside
     more = {"deploy.json": ""}
     torch.export.load(folder / "compact.pt2", extra_files=more)
-    assert json.loads(more["deploy.json"]).items() <= about.items()
+    assert json.loads(more["deploy.json"]) == about
 
 
-@pytest.mark.slow
-def test_the_script_of_the_docs_needs_nothing_of_this_project(net, folder, tmp_path):
+def test_the_script_of_the_docs(net, folder, tmp_path, monkeypatch, capsys):
     [script] = [b for b in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "deploy" in b][:1]
-    assert "sparsereg" not in script
-    (tmp_path / "classify.py").write_text(script, encoding="utf-8")
+    assert "sparsereg" not in script, "it runs without this project"
     sparsereg.save(net, tmp_path / "net.pt", IMAGE, **KNOWN)
     generator = np.random.default_rng(0)
     wide = generator.integers(0, 256, (8, 8, 3), dtype=np.uint8).repeat(4, 0).repeat(5, 1)
+    monkeypatch.chdir(tmp_path)
     for name, image in {"a.png": pixels(1)[0].permute(1, 2, 0).numpy(), "b.png": wide}.items():
-        Image.fromarray(image).save(tmp_path / name)
-    command = [sys.executable, "classify.py", str(folder), "a.png", "b.png"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8")
-    assert result.returncode == 0, result.stderr
-    says, *lines = result.stdout.splitlines()
+        Image.fromarray(image).save(name)
+    monkeypatch.setattr("sys.argv", ["classify.py", str(folder), "a.png", "b.png"])
+    exec(compile(script, "classify.py", "exec"), {"__name__": "__main__"})
+    says, *lines = capsys.readouterr().out.splitlines()
     assert json.loads(says.removeprefix("the file says: ")) == KNOWN["classes"]
     for line, name in zip(lines, ("a.png", "b.png"), strict=True):
         [found] = sparsereg.predict(tmp_path / "net.pt", tmp_path / name)

@@ -91,6 +91,7 @@ MISTAKES = {
     "unreadable": (("ckpt_path={ckpt}", "images={folder}/notes.txt"), ["cannot read", "notes.txt"]),
     "no classes": (("ckpt_path={nameless}", "images={folder}"), ["no names of classes"]),
     "no such setting": (("ckpt_path={ckpt}", "image=x"), ["did you mean 'images'?"]),
+    "no folder": (("ckpt_path={ckpt}", "images={folder}", "csv=no/x.csv"), ["no folder no"]),
     "cannot be written": (
         ("ckpt_path={ckpt}", "images={folder}", "csv={folder}"),
         ["cannot save", "Is a directory"],
@@ -99,11 +100,11 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("arguments, words", MISTAKES.values(), ids=MISTAKES)
-def test_mistakes(command, trained, folder, tmp_path, arguments, words):
-    names = {"ckpt": trained["ungated"], "folder": folder, "empty": tmp_path / "empty"}
+def test_mistakes(command, folder, tmp_path, arguments, words):
+    names = {name: tmp_path / name for name in ("ckpt", "nameless", "empty")} | {"folder": folder}
     names["empty"].mkdir()
-    names["nameless"] = tmp_path / "nameless.ckpt"
-    content = torch.load(trained["ungated"], weights_only=True)
+    sparsereg.save(first_pixels(3), names["ckpt"], (3, 8, 8), ["a", "b"], [0.0] * 3, [1.0] * 3)
+    content = torch.load(names["ckpt"], weights_only=True)
     content["sparsereg"]["data"]["classes"] = []
     torch.save(content, names["nameless"])
     result = command("predict.py", *(argument.format(**names) for argument in arguments))
