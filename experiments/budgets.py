@@ -1,6 +1,6 @@
 """The figures of docs/budgets.md.
 
-    python -m experiments.budgets drop --seeds 1 2 3 4 5 6 7 8 9 10    # LeNet, digits
+    python -m experiments.budgets drop --drops 0.5 --seeds 1 2 3 4 5 6 7 8 9 10
     python -m experiments.budgets drop --start RUN/best.ckpt -- SETTINGS
     python -m experiments.budgets speed --start RUN/best.ckpt -- SETTINGS
     python -m experiments.budgets sizes --start RUN/best.ckpt -- SETTINGS
@@ -8,9 +8,9 @@
 
 drop: what max_drop finds. speed: target_speedup beside target_macs with as many multiply-adds.
 sizes: four in one run beside four runs. int8: from the dense checkpoint to compact.int8.onnx.
-SETTINGS go to train.py: the data, the schedule, the epochs. Without --start a dense network is
-trained with them first. Runs lie in OUT/NAME/seed_N; started
-again, it goes on where it was stopped. The rows are printed as Markdown.
+SETTINGS go to train.py: data, schedule, epochs; without them LeNet-5 and the digits. Without
+--start a dense network is trained with them first. Runs lie in OUT/NAME/seed_N; started again, this
+goes on where it was stopped. The rows are printed as Markdown.
 """
 
 import argparse
@@ -26,7 +26,6 @@ DIGITS = (
     *("data=digits", "trainer=cpu", "model=lenet5", "optimizer.lr=3e-3", "trainer.max_epochs=12"),
     *("scheduler=one_cycle", "finetune_epochs=4"),
 )
-DROPS = (0.5, 1.0)
 SPEEDUPS = (1.5, 2)
 SPARSITIES = (0.3, 0.5, 0.7, 0.9)
 INT8 = 0.8  # sparsity of the network that is quantized
@@ -35,10 +34,10 @@ INT8 = 0.8  # sparsity of the network that is quantized
 class Budgets:
     """Runs for one seed."""
 
-    def __init__(self, out: Path, seed: int, settings: tuple[str, ...], dense: str | None):
-        self.out, self.seed = out, f"seed_{seed}"
+    def __init__(self, options: argparse.Namespace, seed: int, settings: list[str]):
+        self.out, self.drops, self.seed = options.out, options.drops, f"seed_{seed}"
         self.settings = (*settings, f"seed={seed}")
-        self.dense = dense or self.train_dense()
+        self.dense = options.start or self.train_dense()
         self.gated = (*self.settings, f"ckpt_path={self.dense}", "droprate_init=0.05")
 
     def folder(self, name: str) -> Path:
@@ -63,7 +62,7 @@ class Budgets:
         return json.loads((ROOT / run / "summary.json").read_text())
 
     def drop(self) -> None:
-        for most in DROPS:
+        for most in self.drops:
             settings = "cost=params", f"max_drop={most}"
             found = self.several(f"max_drop_{most}", "max_drop.json", *settings)
             chosen = found["chosen"]
@@ -141,6 +140,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description="The figures of docs/budgets.md.")
     parser.add_argument("figure", choices=("drop", "speed", "sizes", "int8"))
     parser.add_argument("--start", help="checkpoint of the dense network")
+    parser.add_argument("--drops", nargs="+", type=float, default=[0.5, 1.0])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1])
     parser.add_argument("--out", type=Path, default=Path("outputs/budgets"), help="below here")
     own, settings = arguments, list(DIGITS)
@@ -149,7 +149,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(own)
     for seed in options.seeds:
         try:
-            getattr(Budgets(options.out, seed, tuple(settings), options.start), options.figure)()
+            getattr(Budgets(options, seed, settings), options.figure)()
         except UserError as error:
             print(f"error: seed {seed}: {error}", file=sys.stderr, flush=True)
             return 1

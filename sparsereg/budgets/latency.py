@@ -97,7 +97,7 @@ class ExpectedLatency(ExpectedCost):
         return super().forward(prob_open) | {"latency": latency}
 
     def count(self, is_open: Tensor) -> dict[str, float]:
-        exact = copy.deepcopy(self).cpu()
+        exact = self if self.grid.device.type == "cpu" else copy.deepcopy(self).cpu()
         with torch.no_grad():
             latency = exact.milliseconds(is_open.cpu().float(), whole=True).item()
         return super().count(is_open) | {"latency": latency}

@@ -84,6 +84,7 @@ class TargetLatency(TargetSparsity):
             choose_open(
                 torch.cat([together(layer, n) for layer in qz_loga.cpu().split(widths)]),
                 *(self.expected_cost, self.cost, target, self.min_open_channels),
+                tries=0,  # one more or less takes as long, in a vector of them
             )
             for n in ROUNDINGS
         ]

@@ -33,6 +33,7 @@ def choose_open(
     target: float,
     min_open: int,
     reach: bool = False,
+    tries: int | None = None,
 ) -> Tensor:
     """The gates that stay open so that the cut network has the target sparsity, (gates,).
 
@@ -48,6 +49,7 @@ def choose_open(
         min_open: gates that stay open, at least, in each of the bottlenecks of `cost`: those with
             the highest ln α or, if the target cannot be reached so, the cheapest.
         reach: the sparsity must be the target at least, not only as near as can be.
+        tries: so many gates are tried in place of those that are passed over; None: all.
     """
 
     qz_loga = qz_loga.cpu()
@@ -60,7 +62,7 @@ def choose_open(
     def sparsity(closed: list[int]) -> float:
         return sparsity_without(closed, cost, name)
 
-    return all_but(close(candidates, target, sparsity, reach), cost.num_gates)
+    return all_but(close(candidates, target, sparsity, reach, tries), cost.num_gates)
 
 
 def choose_open_by_layer(
@@ -91,13 +93,14 @@ def close(
     target: float,
     sparsity: Callable[[list[int]], float],
     reach: bool = False,
+    tries: int | None = None,
 ) -> list[int]:
     """Those of the candidates, in their order, that have to close for the target."""
     by_count = range(len(candidates) + 1)
     first = bisect_right(by_count, target, key=lambda n: sparsity(candidates[:n])) - 1
     closed, too_much = candidates[:first], candidates[: first + 1]
     enough = min(CLOSE_ENOUGH, 0.01 * (1 - target))
-    for gate in candidates[first:]:
+    for gate in candidates[first:][:tries]:
         if target - sparsity(closed) <= enough:
             break
         if sparsity([*closed, gate]) <= target:

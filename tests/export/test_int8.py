@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from conftest import SMALL, assert_one_line, checkpoint_path
+from conftest import SMALL, assert_one_line, checkpoint_path, run_here
 from torch import nn
 
 from sparsereg.budgets.paired import batches
@@ -26,6 +26,13 @@ def digits() -> Digits:
     data = Digits()
     data.setup()
     return data
+
+
+@pytest.fixture(scope="module")
+def gated(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("gated")
+    assert run_here("train.py", *SMALL, f"output_dir={folder}") == 0
+    return checkpoint_path(folder)
 
 
 @pytest.mark.slow
@@ -106,21 +113,21 @@ def test_ranges_are_those_of_training_images(digits, monkeypatch):
 @pytest.mark.parametrize(
     "script, arguments, words",
     [
-        ("compact.py", ("ckpt_path={pruned}", "data.batch_size=9"), ["data.batch_size", "int8"]),
-        ("compact.py", ("ckpt_path={pruned}", "int8=1"), ["int8=1", "true or false"]),
+        ("compact.py", ("ckpt_path={gated}", "data.batch_size=9"), ["data.batch_size", "int8"]),
+        ("compact.py", ("ckpt_path={gated}", "int8=1"), ["int8=1", "true or false"]),
         ("train.py", ("int8=true",), ["int8=true", "compact.py"]),
-        ("compact.py", ("ckpt_path={pruned}", "int8=true", "normalise=inside"), ["inside"]),
+        ("compact.py", ("ckpt_path={gated}", "int8=true", "normalise=inside"), ["inside"]),
     ],
 )
-def test_mistakes(command, pruned, tmp_path, arguments, script, words):
-    path = shutil.copy(pruned, tmp_path)
-    result = command(script, *(argument.format(pruned=path) for argument in arguments))
+def test_mistakes(command, gated, tmp_path, arguments, script, words):
+    path = shutil.copy(gated, tmp_path)
+    result = command(script, *(argument.format(gated=path) for argument in arguments))
     assert_one_line(result, *words)
-    assert not Path(tmp_path, "best_compact").exists()
+    assert not Path(tmp_path, "last_compact").exists()
 
 
-def test_data_of_another_shape(command, pruned, tmp_path):
-    checkpoint = torch.load(pruned, weights_only=True)
+def test_data_of_another_shape(command, gated, tmp_path):
+    checkpoint = torch.load(gated, weights_only=True)
     for part in ("data", "network"):
         checkpoint["sparsereg"][part]["image_shape"] = [3, 32, 32]
     torch.save(checkpoint, tmp_path / "best.ckpt")
@@ -128,7 +135,7 @@ def test_data_of_another_shape(command, pruned, tmp_path):
     assert_one_line(result, "(3, 16, 16)", "(3, 32, 32)", "data=")
 
 
-def test_without_onnxruntime(command, pruned, monkeypatch):
+def test_without_onnxruntime(command, gated, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    result = command("compact.py", f"ckpt_path={pruned}", "int8=true")
+    result = command("compact.py", f"ckpt_path={gated}", "int8=true")
     assert_one_line(result, "int8=true needs", "requirements-export.txt")
