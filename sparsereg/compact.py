@@ -4,7 +4,6 @@ Why not torch-pruning (1.6.1): it does not empty a branch (`check_pruning_group`
 leaves a convolution with 0 outputs that cannot run), and it knows no gates between 0 and 1.
 """
 
-import copy
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, fx, nn
 from sparsereg.checkpoint import is_compact, load_weights, new_network, read_checkpoint
 from sparsereg.errors import UserError
 from sparsereg.graph.channels import ChannelGraph
+from sparsereg.graph.layers import plain_copy
 from sparsereg.model.basic_l0_blocks import deterministic_gate
 from sparsereg.surgery.cut import Collapsed, cut
 from sparsereg.surgery.folding import fold
@@ -42,10 +42,10 @@ def compact(net: nn.Module, round_to: int = 1) -> fx.GraphModule:
     """
     if not isinstance(round_to, int) or round_to < 1:
         raise ValueError(f"round_to must be a whole number of at least 1, got {round_to}")
-    channels = ChannelGraph(copy.deepcopy(net).eval())
+    channels = ChannelGraph(plain_copy(net))
     values = {
-        name: deterministic_gate(channels.traced.get_submodule(name).qz_loga.detach())
-        for name in channels.gates
+        name: deterministic_gate(gate.qz_loga.detach())
+        for name, gate in channels.gate_layers.items()
     }
     kept = {name: round_up(value > 0, round_to) for name, value in values.items()}
     return cut(channels, values, kept)
@@ -53,9 +53,9 @@ def compact(net: nn.Module, round_to: int = 1) -> fx.GraphModule:
 
 def without_gates(net: nn.Module) -> fx.GraphModule:
     """The dense network: all channels of `net`, every gate 1; in eval mode, `net` not changed."""
-    channels = ChannelGraph(copy.deepcopy(net).eval())
-    gates = {name: channels.traced.get_submodule(name).qz_loga for name in channels.gates}
-    ones = {name: torch.ones_like(qz_loga) for name, qz_loga in gates.items()}
+    channels = ChannelGraph(plain_copy(net))
+    gates = channels.gate_layers.items()
+    ones = {name: torch.ones_like(gate.qz_loga.detach()) for name, gate in gates}
     return cut(channels, ones, {name: one > 0 for name, one in ones.items()})
 
 

@@ -10,7 +10,10 @@ from torch import fx, nn
 
 from sparsereg.errors import UserError
 
-TORCH = str(Path(torch.__file__).parent)
+NOT_THEIRS = (
+    str(Path(torch.__file__).parent),
+    str(Path(__file__).parent),
+)  # torch's code, and ours
 
 
 def module_of(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
@@ -24,19 +27,30 @@ def stopped_at(error: BaseException, net: nn.Module) -> str:
     module, place = None, ""
     for frame, line in traceback.walk_tb(error.__traceback__):
         file = frame.f_code.co_filename
-        if not file.startswith(TORCH) and id(frame.f_locals.get("self")) in names:
+        if not file.startswith(NOT_THEIRS) and id(frame.f_locals.get("self")) in names:
             module = frame.f_locals["self"]
-        if module is not None and not file.startswith(TORCH):  # or what its forward calls
+        if module is not None and not file.startswith(NOT_THEIRS):  # or what its forward calls
             place = f"{Path(file).name} line {line}, `{linecache.getline(file, line).strip()}`"
     if module is None:
         return ""
     return f" in {names[id(module)] or 'forward'} ({type(module).__name__}), {place}"
 
 
+def module_at(error: BaseException, net: nn.Module, known: set[str]) -> str | None:
+    """The innermost submodule, other than those known, in whose code the error was raised."""
+    names = {id(module): name for name, module in net.named_modules()}
+    found = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        name = names.get(id(frame.f_locals.get("self")))
+        if name and frame.f_code.co_name == "forward" and name not in known:
+            found = name
+    return found
+
+
 def place_of(node: fx.Node) -> str:
     """The same for an operation of the graph, if the graph knows its origin."""
     lines = re.findall(r'File "(.+)", line (\d+), in .*\n\s*(.*)', node.stack_trace or "")
-    lines = [line for line in lines if not line[0].startswith((TORCH, "<"))]
+    lines = [line for line in lines if not line[0].startswith((*NOT_THEIRS, "<"))]
     if not lines:
         return ""
     file, line, code = lines[-1]

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx
 
-from sparsereg.graph.channels import NO_GATE, ChannelGraph
+from sparsereg.graph.channels import ChannelGraph
+from sparsereg.graph.edges import ALWAYS_ZERO, NO_GATE
 from sparsereg.graph.operations import Kind
 from sparsereg.graph.readers import settle
 from sparsereg.graph.unreached import way_to_reader
@@ -69,7 +70,10 @@ class Presences:
         if not conditions:
             return torch.full_like(gates, NEVER)
         readers = reduce(self.union, conditions)
-        return torch.tensor([self.number(Presence(gate, readers)) for gate in gates.tolist()])
+        numbers = {ALWAYS_ZERO: NEVER}
+        for gate in gates.unique().tolist():
+            numbers.setdefault(gate, self.number(Presence(gate, readers)))
+        return torch.tensor([numbers[gate] for gate in gates.tolist()])
 
     def lift(self, channel: Tensor, own: Tensor, asked: Tensor) -> Tensor:
         """A feature that its own gate closes reads its channel while that gate is open."""

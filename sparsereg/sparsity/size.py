@@ -6,10 +6,10 @@ import copy
 import torch
 from rich.table import Table
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from sparsereg.compact import Collapsed, compact
 from sparsereg.model.basic_l0_blocks import L0Gate, deterministic_gate, gate_layers
+from sparsereg.sparsity.macs import count_macs
 
 
 def count(net: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, int]:
@@ -18,9 +18,7 @@ def count(net: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, int]:
     net = copy.deepcopy(net).float().cpu().eval()
     gates = [p for m in net.modules() if isinstance(m, L0Gate) for p in m.parameters()]
     params = sum(p.numel() for p in net.parameters()) - sum(p.numel() for p in gates)
-    with FlopCounterMode(display=False) as flops, torch.no_grad():
-        net(torch.zeros(1, *image_shape))
-    return {"params": params, "macs": flops.get_total_flops() // 2}
+    return {"params": params, "macs": count_macs(lambda: net(torch.zeros(1, *image_shape)))}
 
 
 def dense_size(net: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, int]:

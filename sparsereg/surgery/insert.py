@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 
 import torch
@@ -12,12 +12,12 @@ from torch import Tensor, fx, nn
 
 from sparsereg.errors import UserError
 from sparsereg.graph.channels import ChannelGraph
-from sparsereg.graph.nodes import module_of
-from sparsereg.graph.operations import Kind, kind_of
+from sparsereg.graph.layers import copied
+from sparsereg.graph.operations import Kind
 from sparsereg.graph.readers import kept, removers
-from sparsereg.graph.tracing import trace
 from sparsereg.model.basic_l0_blocks import GATES, L0Gate, gate_layers
 from sparsereg.model.gated import GatedNetwork
+from sparsereg.surgery.modes import trace_both_modes
 
 TOLERANCE = 1e-4  # of the largest output, in single precision
 Patterns = str | Sequence[str]
@@ -30,6 +30,8 @@ class Place:
     layer: str
     width: int
     why_not: str | None
+    end: str = ""
+    axis: int = 1
     is_input: bool = False
 
     @property
@@ -69,7 +71,7 @@ def insert_gates(
             a pattern that fits no layer.
     """
     settings = droprate_init, include, exclude, temperature, sampling, gate_inputs
-    gated, places = place_gates(net, *settings)
+    gated, places = place_gates(net, *settings, example)
     check_outputs(net, gated, example)
     if show:
         Console().print(table_of(places))
@@ -84,11 +86,14 @@ def place_gates(
     temperature: float = 2 / 3,
     sampling: str = "per_sample",
     gate_inputs: Patterns = (),
+    example: Tensor | None = None,
 ) -> tuple[GatedNetwork, list[Place]]:
-    """What `insert_gates` does, without an example."""
+    """What `insert_gates` does, without its last comparison; `example`: see `trace`."""
     if any(isinstance(module, L0Gate) for module in net.modules()):
         raise UserError(f"{type(net).__name__} has gates already")
-    traced = trace_both_modes(net)
+    modes = {name: module.training for name, module in net.named_modules()}
+    net = copied(net)
+    traced, example = trace_both_modes(net, example)
     places = find_places(traced, *map(as_list, (include, exclude, gate_inputs)))
     chosen = [place for place in places if place.why_not is None]
     if not chosen:
@@ -97,60 +102,43 @@ def place_gates(
             + "; ".join(dict.fromkeys(f"{place.why_not}" for place in places[:3]))
         )
     for place in chosen:
-        put_gate(traced, place, L0Gate(place.width, droprate_init, temperature, sampling))
-    return GatedNetwork(traced).train(net.training), places
+        gate = L0Gate(place.width, droprate_init, temperature, sampling, place.axis)
+        put_gate(traced, place, gate)
+        add_module(net, f"{GATES}.{place.gate}", gate)
+    for name, module in net.named_modules():
+        module.training = modes.get(name, net.training if not name else modes[""])
+    return GatedNetwork(net, traced.graph, example), places
+
+
+def add_module(net: nn.Module, name: str, module: nn.Module) -> None:
+    """Under a dotted name, with the modules in between."""
+    *path, last = name.split(".")
+    for part in path:
+        net = net._modules.setdefault(part, nn.Module())  # a class may have its own `gates`
+    net._modules[last] = module
 
 
 def as_list(patterns: Patterns) -> list[str]:
     return [patterns] if isinstance(patterns, str) else list(patterns)
 
 
-def trace_both_modes(net: nn.Module) -> fx.GraphModule:
-    """The graph of training, on a copy, if that of eval mode is the same.
-
-    Raises:
-        UserError: it is another one.
-    """
-    net = copy.deepcopy(net)
-    graphs = []
-    for training in (False, True):
-        traced = trace(net.train(training))
-        use_dropout_layers(traced)
-        graphs.append([node.format_node() for node in traced.graph.nodes])
-    for evaluated, trained in zip(*graphs, strict=False):
-        if evaluated != trained:
-            raise UserError(f"{type(net).__name__} does something else in training: {trained}")
-    if len(graphs[0]) != len(graphs[1]):
-        raise UserError(f"{type(net).__name__} does something else in training")
-    return traced
-
-
-def use_dropout_layers(traced: fx.GraphModule) -> None:
-    """`F.dropout(x, p, self.training)` would keep the mode in which it was traced."""
-    functions = {nn.functional.dropout: nn.Dropout, nn.functional.dropout2d: nn.Dropout2d}
-    for node in list(traced.graph.nodes):
-        if node.target in functions:
-            p = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
-            traced.add_submodule(node.name, functions[node.target](p))
-            with traced.graph.inserting_before(node):
-                node.replace_all_uses_with(traced.graph.call_module(node.name, node.args[:1]))
-            traced.graph.erase_node(node)
-    traced.recompile()
-
-
 def find_places(
     traced: fx.GraphModule, include: list[str], exclude: list[str], gate_inputs: list[str]
 ) -> list[Place]:
     """Tries a gate on every layer; the analysis then says which of them remove their channels."""
-    layers = traced.graph.find_nodes(op="call_module")
-    mixing = [node for node in layers if kind_of(traced, node) in (Kind.MIX, Kind.GROUPED)]
-    widths = {node.target: len(module_of(traced, node).weight) for node in mixing}
+    plain = ChannelGraph(traced)
+    layers = [n for n, kind in plain.kinds.items() if kind in (Kind.MIX, Kind.GROUPED)]
+    widths = {node.target: plain.flow[node].width for node in layers}
     for pattern in include + exclude:
         if not any(fnmatch(name, pattern) for name in widths):
             raise UserError(f"no layer is named {pattern}: there are {', '.join([*widths][:5])}, …")
     trial = fx.GraphModule(traced, copy.deepcopy(traced.graph))
-    for name, width in widths.items():
-        put_gate(trial, Place(name, width, None), L0Gate(width))
+    tries = [
+        Place(node.target, widths[node.target], None, end_of(plain, node), axis_of(plain, node))
+        for node in layers
+    ]
+    for place in tries:
+        put_gate(trial, place, L0Gate(place.width, axis=place.axis))
     channels = ChannelGraph(trial.eval())
     removed_by, keeps = removers(channels), kept(channels)
 
@@ -175,9 +163,14 @@ def find_places(
         every = f"{widths[name]} of {widths[name]} channels: "
         return keeps[gate].removeprefix(every)
 
-    own = {name: Place(name, width, why_not(name)) for name, width in widths.items()}
+    own = {place.layer: replace(place, why_not=why_not(place.layer)) for place in tries}
     inputs = input_places(traced, channels, own, gate_inputs, gates_of)
     return [place for name in own for place in (inputs.get(name), own[name]) if place]
+
+
+def axis_of(graph: ChannelGraph, layer: fx.Node) -> int:
+    """Of the channels that a layer makes: 1 in (N, C, …), -1 in (N, …, C)."""
+    return 1 if graph.flow[layer].axis == 1 else -1
 
 
 def input_places(
@@ -207,33 +200,36 @@ def input_places(
     return places
 
 
+def end_of(graph: ChannelGraph, layer: fx.Node) -> str:
+    """The name of the layer, or the last of what keeps its channels apart before others read them: there all of
+    it goes with a channel."""
+    apart = (Kind.AFFINE, Kind.SCALE, Kind.POOL, Kind.ZERO)
+    end = layer
+    while len(end.users) == 1:
+        [reader] = end.users
+        if graph.kinds[reader] not in apart or graph.flow[reader].axis != graph.flow[end].axis:
+            break
+        end = reader
+    return end.name
+
+
 def put_gate(traced: fx.GraphModule, place: Place, gate: L0Gate) -> None:
-    """Put a gate before the layer, or behind it and whatever keeps its channels apart, up to where
-    others read them: there all of it goes with a channel."""
-    [layer] = traced.graph.find_nodes(op="call_module", target=place.layer)
+    """Put a gate before the layer, or behind the end of what goes with it."""
     name = f"{GATES}.{place.gate}"
     traced.add_submodule(name, gate)
     if place.is_input:
+        [layer] = traced.graph.find_nodes(op="call_module", target=place.layer)
         with traced.graph.inserting_before(layer):
-            layer.args = (traced.graph.call_module(name, layer.args),)
-        traced.recompile()
-        return
-    end = layer
-    while (reader := only_reader(end)) and kind_of(traced, reader) in (
-        Kind.AFFINE,
-        Kind.SCALE,
-        Kind.ZERO,
-    ):
-        end = reader
-    with traced.graph.inserting_after(end):
-        node = traced.graph.call_module(name, (end,))
-    end.replace_all_uses_with(node, delete_user_cb=lambda user: user is not node)
+            node = traced.graph.call_module(name, layer.args)
+        node.meta["value"] = layer.args[0].meta["value"]
+        layer.args = (node,)
+    else:
+        end = next(node for node in traced.graph.nodes if node.name == place.end)
+        with traced.graph.inserting_after(end):
+            node = traced.graph.call_module(name, (end,))
+        node.meta["value"] = end.meta["value"]
+        end.replace_all_uses_with(node, delete_user_cb=lambda user: user is not node)
     traced.recompile()
-
-
-def only_reader(node: fx.Node) -> fx.Node | None:
-    [reader, *others] = node.users
-    return None if others else reader
 
 
 def check_outputs(net: nn.Module, gated: GatedNetwork, example: Tensor) -> None:

@@ -1,0 +1,109 @@
+"""One graph for training and for eval mode."""
+
+import torch
+from torch import Tensor, fx, nn
+
+from sparsereg.errors import UserError
+from sparsereg.graph.layers import simplify
+from sparsereg.graph.nodes import refuse
+from sparsereg.graph.tracing import (
+    DROPOUTS,
+    check_hooks,
+    example_for,
+    hold_shape,
+    record,
+    same_elsewhere,
+    signature,
+)
+
+
+def trace_both_modes(net: nn.Module, example: Tensor | None) -> tuple[fx.GraphModule, Tensor]:
+    """The graph of `net`, a private copy, in training, and the example; what the eval mode does
+    otherwise is done by modules that know their mode.
+
+    A module that records another graph in eval mode, or changes its buffers, becomes one operation.
+
+    Raises:
+        UserError: the network itself does so.
+    """
+    check_hooks(net)
+    simplify(net)
+    images = example_for(net, example)
+    opaque: set[str] = set()
+    while True:
+        versions = {name: (buffer, buffer._version) for name, buffer in net.named_buffers()}
+        evaluated, _ = record(net.eval(), images, opaque)
+        trained, decided = record(net.train(), torch.cat([images, images[:1]]), opaque)
+        name, why = changed_buffer(net, versions) or difference(evaluated, trained) or (None, "")
+        if name is None:
+            break
+        if name == "" or name in opaque:
+            raise UserError(f"{type(net).__name__} does something else in training: {why}")
+        opaque.add(name)
+    if decided and not same_elsewhere(net, torch.cat([images, images[:1]]), trained):
+        hold_shape(trained, images)
+        add_shape(net, trained)
+    use_dropout_layers(net, evaluated, trained)
+    return trained, images
+
+
+def changed_buffer(net: nn.Module, versions: dict) -> tuple[str, str] | None:
+    """The module, and its buffer, that the code has changed while it was recorded."""
+    for name, buffer in net.named_buffers():
+        known = versions.get(name)
+        if known is not None and (known[0] is not buffer or known[1] != buffer._version):
+            return name.rpartition(".")[0], f"it changes the buffer {name}"
+    return None
+
+
+def difference(evaluated: fx.GraphModule, trained: fx.GraphModule) -> tuple[str, str] | None:
+    """The innermost module in which the graphs differ, and the operation."""
+    lines = zip(signature(evaluated), signature(trained), strict=False)
+    nodes = zip(evaluated.graph.nodes, trained.graph.nodes, strict=False)
+    for (first, second), pair in zip(lines, nodes, strict=False):
+        if first != second:
+            return owner_of(pair[1]), pair[1].format_node() or str(pair[1])
+    if len(evaluated.graph.nodes) != len(trained.graph.nodes):
+        return "", "it has other operations"
+    return None
+
+
+def owner_of(node: fx.Node) -> str:
+    """The module whose code has called it, "" for the network itself."""
+    stack = [name for name, _ in (node.meta.get("nn_module_stack") or {}).values()]
+    if node.op == "call_module":
+        stack = stack[:-1]
+    return stack[-1] if stack else ""
+
+
+def use_dropout_layers(net: nn.Module, evaluated: fx.GraphModule, trained: fx.GraphModule) -> None:
+    """`F.dropout(x, p, self.training)` would keep the mode in which it was traced: a layer in the
+    module that calls it has its mode."""
+    for before, node in zip(evaluated.graph.nodes, [*trained.graph.nodes], strict=True):
+        if node.target not in DROPOUTS:
+            continue
+        in_eval, in_training = is_active(before), is_active(node)
+        if in_eval:
+            refuse(trained, node, ": it is random in eval mode")
+        source = node.args[0] if node.args else node.kwargs["input"]
+        if in_training:
+            p = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
+            owner = owner_of(node)
+            name = f"{owner}.{node.name}".lstrip(".")
+            layer = DROPOUTS[node.target](p)
+            net.get_submodule(owner).add_module(node.name, layer)
+            trained.add_submodule(name, layer)
+            with trained.graph.inserting_before(node):
+                source = trained.graph.call_module(name, (source,))
+            source.meta["value"] = node.meta["value"]
+        node.replace_all_uses_with(source)
+        trained.graph.erase_node(node)
+    trained.recompile()
+
+
+def is_active(dropout: fx.Node) -> bool:
+    return dropout.args[2] if len(dropout.args) > 2 else dropout.kwargs.get("training", True)
+
+
+def add_shape(net: nn.Module, traced: fx.GraphModule) -> None:
+    net.add_module("image_shape", traced.get_submodule("image_shape"))
