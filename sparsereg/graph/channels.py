@@ -146,7 +146,7 @@ class ChannelGraph:
         if isinstance(module, SharedGates):
             numbers = [self.number(name, gate) for name, gate in module.gates.items()]
             table = torch.tensor([*(n for each in numbers for n in each), NO_GATE])
-            return self.gated(node, source, table[module.order.cpu()])
+            return self.gated(node, source, table[module.order.cpu()[:: flow.repeat]])
         width = len(module.qz_loga)
         positions = self.features(source, width, module.axis)
         if self.is_gated(source):
@@ -224,8 +224,12 @@ class ChannelGraph:
 
     def gate_layers_of(self, gates: Tensor) -> list[str | None]:
         """The names of the layers that these gates belong to, each once; None for no gate."""
-        layers = {number: name for name, numbers in self.gates.items() for number in numbers}
-        return [*dict.fromkeys(layers.get(gate) for gate in gates.tolist())]
+        names = [*self.gates]
+        firsts = torch.tensor([numbers.start for numbers in self.gates.values()])
+        order = gates[gates.diff(prepend=gates[:1] - 2) != 0]  # without what repeats the last
+        places = torch.searchsorted(firsts, order, right=True) - 1
+        layers = torch.where(order > NO_GATE, places, -1).tolist()
+        return [None if i < 0 else names[i] for i in dict.fromkeys(layers)]
 
 
 def holds_weights(module: nn.Module | None) -> bool:

@@ -10,10 +10,8 @@ from torch import fx, nn
 
 from sparsereg.errors import UserError
 
-NOT_THEIRS = (
-    str(Path(torch.__file__).parent),
-    str(Path(__file__).parent),
-)  # torch's code, and ours
+# code that is not the network's: torch's, and what traces it
+NOT_THEIRS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
 
 def module_of(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:

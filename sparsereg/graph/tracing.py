@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode  # torch has no public 
 
 from sparsereg.errors import UserError
 from sparsereg.graph.layers import behind, explicit, simplify
-from sparsereg.graph.nodes import module_at, refuse, stopped_at
+from sparsereg.graph.nodes import module_at, place_of, refuse, stopped_at
 from sparsereg.graph.operations import MODULES, Kind, changes_its_input, is_layer, kind_of
 from sparsereg.graph.values import ValueTracer
 from sparsereg.model.basic_l0_blocks import L0Gate
@@ -54,8 +54,10 @@ def trace(net: nn.Module, example: Tensor | None = None) -> fx.GraphModule:
     simplify(net)
     example = example_for(net, example)
     traced, decided = record(net, example, opaque=set())
-    if decided and not same_elsewhere(net, example, traced):
-        hold_shape(traced, example)
+    if decided:
+        check_batch(net, example, traced)
+        if not same_elsewhere(net, example, traced):
+            hold_shape(traced, example)
     return traced
 
 
@@ -112,13 +114,16 @@ def record(net: nn.Module, example: Tensor, opaque: set[str]) -> tuple[fx.GraphM
     A module whose code cannot be recorded becomes one operation, and is added to `opaque`.
     """
 
+    computing = {m for m in net.modules() if is_layer(m) and type(m) not in MODULES}
+    computing = {module for module in computing if explicit(module) is not None}
+
     def is_leaf(module: nn.Module, name: str) -> bool:
         if name in opaque or (type(module) in MODULES and "forward" not in vars(module)):
             return True
         if "forward" in vars(module):
             return False
         if is_layer(module):
-            return explicit(module) is not None
+            return module in computing
         return module.__module__.startswith("torch.nn") and not isinstance(module, nn.Sequential)
 
     first = None
@@ -152,9 +157,8 @@ def check_names(graph: fx.Graph) -> None:
     for node in graph.nodes:
         words = str(node.target).split(".") if node.op in ("call_module", "get_attr") else []
         if any(iskeyword(word) for word in words):
-            raise UserError(
-                f"{node.target}{place_of(node)} is named by a word of Python: rename it"
-            )
+            where = place_of(node)
+            raise UserError(f"{node.target}{where} is named by a word of Python: rename it")
 
 
 def keep_constants(net: nn.Module, graph: fx.Graph) -> None:
@@ -245,7 +249,18 @@ def signature(traced: fx.GraphModule) -> list[str]:
     return lines
 
 
-def same_elsewhere(net: nn.Module, example: Tensor, parts: dict, traced: fx.GraphModule) -> bool:
+def check_batch(net: nn.Module, example: Tensor, traced: fx.GraphModule) -> None:
+    """Raise UserError if the graph is another one for another number of images."""
+    more = torch.cat([example, example[:1]])
+    other, _ = record(net, more, opaque=set())
+    for ours, theirs, node in zip(
+        signature(traced), signature(other), traced.graph.nodes, strict=False
+    ):
+        if ours != theirs:
+            refuse(traced, node, ": it depends on the number of images; x.size(0) would follow it")
+
+
+def same_elsewhere(net: nn.Module, example: Tensor, traced: fx.GraphModule) -> bool:
     """Is the graph the same for images of another size?"""
     larger = torch.zeros(*example.shape[:2], *(n + GROWTH for n in example.shape[2:]))
     opaque: set[str] = set()
@@ -256,15 +271,17 @@ def same_elsewhere(net: nn.Module, example: Tensor, parts: dict, traced: fx.Grap
     return not opaque and signature(other) == signature(traced)
 
 
-def hold_shape(traced: fx.GraphModule, example: Tensor) -> None:
-    """Let the graph refuse images of another size."""
+def hold_shape(traced: fx.GraphModule, example: Tensor) -> tuple[str, nn.Module]:
+    """Let the graph refuse images of another size, by a layer, which is returned with its name."""
     [images] = traced.graph.find_nodes(op="placeholder")
-    traced.add_submodule("image_shape", ImageShape(example.shape[1:]))
+    layer = ImageShape(example.shape[1:])
+    traced.add_submodule("image_shape", layer)
     with traced.graph.inserting_after(images):
         node = traced.graph.call_module("image_shape", (images,))
     node.meta["value"] = images.meta["value"]
     images.replace_all_uses_with(node, delete_user_cb=lambda user: user is not node)
     traced.recompile()
+    return "image_shape", layer
 
 
 def shared(traced: fx.GraphModule) -> set[str]:

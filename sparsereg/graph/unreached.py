@@ -104,8 +104,8 @@ def constant_operand(channels: ChannelGraph, node: fx.Node) -> fx.Node | None:
     if channels.kinds[node] not in (Kind.ADD, Kind.MUL):
         return None
     for source in channels.sources(node):
-        while channels.kinds[source] == Kind.MOVE:
-            [source, *_] = channels.sources(source)
+        while channels.kinds[source] == Kind.MOVE and (before := channels.flow[source].edges):
+            source = before[0].source
         if channels.kinds[source] == Kind.CONSTANT_TENSOR:
             return source
     return None

@@ -179,7 +179,7 @@ def prices(channels: ChannelGraph, node: fx.Node, c_in: int) -> tuple[Tensor, Te
         return nothing, nothing
     tensors = dict(module.named_parameters())
     shape = node.meta["value"].shape
-    positions = shape.numel() / (shape[0] * flow.width * flow.repeat)
+    positions = shape.numel() / (num_images(channels) * flow.width * flow.repeat)
     own = sum(p.numel() for name, p in tensors.items() if name != "weight") / flow.width
     weights = tensors["weight"].numel() if "weight" in tensors else 0
     if kind == Kind.MIX:
@@ -205,8 +205,13 @@ def macs_of(channels: ChannelGraph, node: fx.Node) -> int:
         arguments = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["value"])
         args, kwargs = tree_map_only(Tensor, like, arguments)
         macs = count_macs(lambda: call(channels.traced, node, args, kwargs))
+    return macs // num_images(channels)
+
+
+def num_images(channels: ChannelGraph) -> int:
+    """In the example."""
     [images] = channels.traced.graph.find_nodes(op="placeholder")
-    return macs // len(images.meta["value"])
+    return len(images.meta["value"])
 
 
 def like(tensor: Tensor) -> Tensor:

@@ -7,9 +7,10 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from sparsereg.compact import Collapsed, compact
 from sparsereg.model.basic_l0_blocks import L0Gate, deterministic_gate, gate_layers
 from sparsereg.sparsity.macs import count_macs
+from sparsereg.surgery.compaction import cut_closed
+from sparsereg.surgery.cut import Collapsed
 
 
 def count(net: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, int]:
@@ -59,7 +60,7 @@ def measure(net: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, floa
     """
     dense = dense_size(net, image_shape)
     try:
-        remaining = count(compact(net), image_shape)
+        remaining = count(cut_closed(net), image_shape)
     except Collapsed:
         remaining = {"params": 0, "macs": 0}
     sparsity = 1 - remaining["params"] / dense["params"]

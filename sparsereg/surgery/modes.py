@@ -40,10 +40,9 @@ def trace_both_modes(net: nn.Module, example: Tensor | None) -> tuple[fx.GraphMo
         if name == "" or name in opaque:
             raise UserError(f"{type(net).__name__} does something else in training: {why}")
         opaque.add(name)
-    if decided and not same_elsewhere(net, torch.cat([images, images[:1]]), trained):
-        hold_shape(trained, images)
-        add_shape(net, trained)
     use_dropout_layers(net, evaluated, trained)
+    if decided and not same_elsewhere(net, torch.cat([images, images[:1]]), trained):
+        net.add_module(*hold_shape(trained, images))
     return trained, images
 
 
@@ -103,7 +102,3 @@ def use_dropout_layers(net: nn.Module, evaluated: fx.GraphModule, trained: fx.Gr
 
 def is_active(dropout: fx.Node) -> bool:
     return dropout.args[2] if len(dropout.args) > 2 else dropout.kwargs.get("training", True)
-
-
-def add_shape(net: nn.Module, traced: fx.GraphModule) -> None:
-    net.add_module("image_shape", traced.get_submodule("image_shape"))

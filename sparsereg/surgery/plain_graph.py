@@ -4,17 +4,19 @@ network it came from, and loading it runs nothing that the file brings along."""
 import inspect
 import re
 from keyword import iskeyword
+from operator import attrgetter
 from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
 from sparsereg.errors import UserError
-from sparsereg.graph.operations import FUNCTIONS, METHODS, MODULES, NAMES, kind_of, resolve_name
-from sparsereg.model.basic_l0_blocks import L0Gate
+from sparsereg.graph.operations import FUNCTIONS, METHODS, MODULES, NAMES, Kind, resolve_name
 
-TYPES = {known.__name__: known for known in MODULES if known is not L0Gate}
+TYPES = {known.__name__: known for known, kind in MODULES.items() if kind != Kind.GATE}
 NAME = re.compile(r"\w+(\.\w+)*")
 LAYER_NAME = re.compile(r"[\w-]+(\.[\w-]+)*")
+DTYPES = ("float16", "bfloat16", "float32", "float64", "int32", "int64", "bool")
 PLAIN = (bool, int, float, str, type(None))
 
 
@@ -23,7 +25,8 @@ def describe(net: fx.GraphModule) -> dict:
 
     Returns:
         {"operations": [[name, how, what, arguments, named arguments], …],
-         "layers": {name: [type, settings], …}}: plain types, no weights.
+         "layers": {name: [type, settings], …}, "tensors": {name: [shape, is a parameter], …},
+         "image_shape": [C, H, W]}: plain types, no weights.
 
     Raises:
         UserError: a layer or function that is not among those of `operations`.
@@ -31,13 +34,25 @@ def describe(net: fx.GraphModule) -> dict:
     operations = []
     for node in net.graph.nodes:
         target = NAMES.get(node.target) if node.op == "call_function" else node.target
-        if target is None:
+        known = {"call_function": target, "call_method": target in METHODS}
+        if not known.get(node.op, True):
             raise UserError(f"{node.target} is a function that cannot be saved")
         arguments = [encode(a) for a in node.args], {k: encode(a) for k, a in node.kwargs.items()}
         operations.append([node.name, node.op, target, *arguments])
     names = {node.target for node in net.graph.nodes if node.op == "call_module"}
     layers = {name: describe_layer(net.get_submodule(name)) for name in sorted(names)}
-    return {"operations": operations, "layers": layers}
+    found = {"operations": operations, "layers": layers}
+    tensors = {node.target for node in net.graph.nodes if node.op == "get_attr"}
+    if tensors:
+        found["tensors"] = {name: describe_tensor(net, name) for name in sorted(tensors)}
+    if "image_shape" in net.meta:
+        found["image_shape"] = [*net.meta["image_shape"]]
+    return found
+
+
+def describe_tensor(net: nn.Module, name: str) -> list:
+    tensor = attrgetter(name)(net)
+    return [[*tensor.shape], isinstance(tensor, nn.Parameter)]
 
 
 def describe_layer(layer: nn.Module) -> list:
@@ -58,8 +73,16 @@ def describe_layer(layer: nn.Module) -> list:
 def encode(argument: Any) -> Any:
     if isinstance(argument, fx.Node):
         return {"result_of": argument.name}
-    if isinstance(argument, list | tuple):
+    if isinstance(argument, slice):
+        return {"slice": [encode(n) for n in (argument.start, argument.stop, argument.step)]}
+    if argument is Ellipsis:
+        return {"ellipsis": True}
+    if isinstance(argument, tuple):
+        return {"tuple": [encode(item) for item in argument]}
+    if isinstance(argument, list):
         return [encode(item) for item in argument]
+    if isinstance(argument, torch.dtype):
+        return {"dtype": str(argument).removeprefix("torch.")}
     if isinstance(argument, PLAIN):
         return argument
     raise UserError(f"{argument!r} is an argument that cannot be saved")
@@ -71,29 +94,47 @@ def build(description: dict) -> fx.GraphModule:
     Raises:
         UserError: it asks for something else than known layers and functions.
     """
-    layers = {}
+    root, made = nn.Module(), {}
     for name, (type_name, settings) in description["layers"].items():
         check(type_name in TYPES and LAYER_NAME.fullmatch(name), f"{name}, a {type_name}")
-        layers[name] = TYPES[type_name](**settings)
-    graph, made = fx.Graph(), {}
+        add(root, name, TYPES[type_name](**settings))
+    for name, (shape, is_parameter) in description.get("tensors", {}).items():
+        check(LAYER_NAME.fullmatch(name), name)
+        add(root, name, nn.Parameter(torch.zeros(shape)) if is_parameter else torch.zeros(shape))
+    graph = fx.Graph()
     for name, how, what, arguments, named in description["operations"]:
         for word in (name, *named):
             check(NAME.fullmatch(word) and not iskeyword(word), word)
-        target = find_target(how, what, layers)
+        target = find_target(how, what, description)
         arguments = tuple(decode(argument, made) for argument in arguments)
         named = {key: decode(argument, made) for key, argument in named.items()}
+        check_access(how, what, arguments)
         made[name] = graph.create_node(how, target, arguments, named, name)
-    net = fx.GraphModule(layers, graph)
-    for node in graph.nodes:
-        kind_of(net, node)  # refuses known operations with unknown arguments
+    net = fx.GraphModule(root, graph)
+    if "image_shape" in description:
+        net.meta["image_shape"] = tuple(description["image_shape"])
     return net
 
 
-def find_target(how: str, what: str, layers: dict[str, nn.Module]) -> Any:
+def add(root: nn.Module, name: str, what: nn.Module | Tensor) -> None:
+    """Under a dotted name, with the modules in between."""
+    *path, last = name.split(".")
+    for part in path:
+        root = root._modules.setdefault(part, nn.Module())
+    if isinstance(what, nn.Module):
+        root._modules[last] = what
+    elif isinstance(what, nn.Parameter):
+        root.register_parameter(last, what)
+    else:
+        root.register_buffer(last, what)
+
+
+def find_target(how: str, what: str, description: dict) -> Any:
     known = {
         "placeholder": what.isidentifier() and not iskeyword(what) and what != "self",
         "output": what == "output",
-        "call_module": what in layers,
+        "call_module": what in description["layers"],
+        "get_attr": what in description.get("tensors", {}),
         "call_function": what in FUNCTIONS,
         "call_method": what in METHODS,
     }
@@ -101,9 +142,26 @@ def find_target(how: str, what: str, layers: dict[str, nn.Module]) -> Any:
     return resolve_name(what) if how == "call_function" else what
 
 
+def check_access(how: str, what: str, arguments: tuple) -> None:
+    """Of an object only its shape may be asked for, and parts only by numbers."""
+    if how == "call_function" and what == "builtins.getattr":
+        check(arguments[1:] == ("shape",), f"{what} {arguments[1:]}")
+    if how == "call_function" and what == "_operator.getitem":
+        index = arguments[1] if isinstance(arguments[1], tuple) else arguments[1:]
+        known = (int, slice, type(Ellipsis), type(None), fx.Node)
+        check(all(isinstance(i, known) for i in index), f"{what} {index}")
+
+
 def decode(argument: Any, made: dict[str, fx.Node]) -> Any:
     if isinstance(argument, dict):
-        return made[argument["result_of"]]
+        [(kind, value)] = argument.items()
+        if kind == "dtype":
+            check(isinstance(value, str) and value in DTYPES, repr(value))
+            return getattr(torch, value)
+        values = {"result_of": lambda: made[value], "ellipsis": lambda: Ellipsis}
+        values["slice"] = lambda: slice(*(decode(item, made) for item in value))
+        values["tuple"] = lambda: tuple(decode(item, made) for item in value)
+        return values[kind]()
     if isinstance(argument, list):
         return [decode(item, made) for item in argument]
     check(isinstance(argument, PLAIN), repr(argument))

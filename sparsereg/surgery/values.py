@@ -28,7 +28,8 @@ def value_of(channels: ChannelGraph, node: fx.Node, values: dict[str, Tensor]) -
     if not isinstance(module, SharedGates):
         return values[node.target]
     found = torch.cat([values[name] for name in module.gates])
-    return torch.cat([found, found.new_ones(1)])[module.order]  # -1 is the last
+    order = module.order[:: channels.flow[node].repeat]
+    return torch.cat([found, found.new_ones(1)])[order]  # -1 is the last
 
 
 def apply_gate(channels: ChannelGraph, gate: fx.Node, value: Tensor) -> None:
