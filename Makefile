@@ -1,7 +1,8 @@
 # Everything runs in .venv, made from Python 3.11 or newer and pip alone.
 PYTHON ?= python3
 SEEDS ?= 1 2 3
-JOBS ?= 1
+SCHEDULE ?= cpu
+ROWS ?=
 SETTINGS ?=
 RUN := .venv/bin/python
 COMPILE := $(RUN) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
@@ -23,10 +24,12 @@ test: .venv/.installed-dev ## Run all tests
 test-fast: .venv/.installed-dev ## Run those that are not slow (about two minutes)
 	$(RUN) -m pytest -m "not slow"
 
-table: .venv/.installed ## Train every row of docs/results.md, hours on a GPU (SEEDS="1 2 3" JOBS=8 SETTINGS="trainer=gpu")
-	$(RUN) -m experiments.table published modern ablation --seeds $(SEEDS) --jobs $(JOBS) -- $(SETTINGS)
-	$(RUN) report.py runs=outputs/table/full out=outputs/table/report
-	cp outputs/table/report/report.csv docs/results/full_schedule.csv
+table: .venv/.installed ## Train the GoogleNet rows of docs/results.md (SCHEDULE=cpu: hours on two cores; full: on a GPU)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-benchmarks.txt
+	$(RUN) -m experiments.table $(SCHEDULE) $(ROWS) --seeds $(SEEDS) -- $(SETTINGS)
+	$(RUN) -m experiments.speeds outputs/table/$(SCHEDULE)
+	$(RUN) report.py runs=outputs/table/$(SCHEDULE) out=outputs/table/report
+	cp outputs/table/report/report.csv docs/results/googlenet_$(SCHEDULE).csv
 	$(RUN) report.py results=docs/results
 
 bench: .venv/.installed ## Measure speed on this machine (about ten minutes), see docs/performance.md

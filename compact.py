@@ -15,14 +15,14 @@ from sparsereg.commands import command_line
 from sparsereg.commands.checks import check_settings
 from sparsereg.commands.memory import importing
 from sparsereg.commands.overrides import refuse_other_groups, typed
-from sparsereg.errors import UserError
+from sparsereg.errors import UserError, printable
 
 
 def main(cfg: DictConfig) -> None:
     if cfg.ckpt_path is None:
         raise UserError("ckpt_path=… is needed, the checkpoint to cut")
     refuse_other_groups("compact.py", "ckpt_path", "round_to")
-    check_settings(cfg, typed())
+    check_settings(cfg, typed(), complete=False)
     with importing():  # takes seconds
         from sparsereg.checkpoint import load, read_checkpoint
         from sparsereg.compact import fold, load_compact
@@ -38,7 +38,8 @@ def main(cfg: DictConfig) -> None:
     results |= {"checkpoint": cfg.ckpt_path, "largest_relative_difference": differences}
     write_atomically(file.with_name("report.json"), json.dumps(results, indent=1).encode())
     print_report(results)
-    print(f"wrote {file.parent}: {', '.join(['compact.pt', *differences, 'report.json'])}")
+    names = ", ".join(["compact.pt", *differences, "report.json"])
+    print(printable(f"wrote {file.parent}: {names}"))
     if "compact.onnx" not in differences:
         hint = "compact.onnx is not written: pip install -r requirements-export.txt"
         print(hint, file=sys.stderr)

@@ -16,7 +16,8 @@ from rich.console import Console
 from sparsereg.commands import command_line
 from sparsereg.commands.checks import check_settings
 from sparsereg.commands.overrides import typed
-from sparsereg.errors import UserError
+from sparsereg.errors import UserError, printable
+from sparsereg.files import write_atomically
 from sparsereg.runs.find import find_runs
 from sparsereg.runs.records import Run, write_records
 from sparsereg.runs.table import Row, group_seeds, markdown, rich_table, table
@@ -51,17 +52,17 @@ def print_report(runs: list[Run], rows: list[Row]) -> None:
         print(f"{number}: {row.checkpoint()}")
     for run in runs:
         if run.why:
-            print(f"{run.name} ({run.status}): {run.why}")
+            print(printable(f"{run.name} ({run.status}): {run.why}"))
 
 
 def write_report(out: Path, runs: list[Run], rows: list[Row], pictures: int) -> None:
     from sparsereg.runs.page import page
 
     out.mkdir(parents=True, exist_ok=True)
-    write_records(runs, out / "report.csv")
-    (out / "report.md").write_text(markdown(table(rows)) + "\n", encoding="utf-8")
-    (out / "report.html").write_text(page(runs, rows, pictures), encoding="utf-8")
-    print(f"wrote {out}: report.html, report.md, report.csv")
+    record = write_records(runs, out / "report.csv")
+    write_atomically(out / "report.md", markdown(table(rows)) + "\n")
+    write_atomically(out / "report.html", page(runs, rows, pictures))
+    print(printable(f"wrote {out}: report.html, report.md, {record}"))
 
 
 def cli() -> None:  # installed as sparsereg-report

@@ -20,7 +20,7 @@ def main(cfg: DictConfig) -> None:
     if cfg.ckpt_path is None:
         raise UserError("ckpt_path=… is needed, the checkpoint to test")
     refuse_other_groups("test.py", "ckpt_path", "data", "trainer", "matmul_precision", "flip_tta")
-    check_settings(cfg, typed())
+    check_settings(cfg, typed(), complete=False)
     with importing():  # takes seconds: only when the settings are right
         check_devices(cfg.trainer)
         import torch
@@ -32,7 +32,7 @@ def main(cfg: DictConfig) -> None:
 
     torch.set_float32_matmul_precision(cfg.matmul_precision)
     checkpoint = read_checkpoint(cfg.ckpt_path)
-    run_cfg, _ = settings_of(checkpoint)
+    run_cfg = settings_of(checkpoint, cfg, ("data", "flip_tta"))
     data = instantiate(run_cfg.data, _convert_="all")
     data.prepare_data()
     data.setup("test")

@@ -25,14 +25,21 @@ from sparsereg.commands.resume import (
     finetune_settings,
     run_settings,
 )
-from sparsereg.runs.finished import finished_run
+from sparsereg.commands.settings import to_plain
+from sparsereg.errors import printable
+from sparsereg.runs.finished import finished_run, is_finished
+
+OBJECTIVE = (  # the settings of what is asked of gates
+    *("cost", "lambda_l0", "lambda_warmup", "target_sparsity", "dual_lr", "target_warmup"),
+    *("settle_epochs", "gate_lr", "min_open_channels", "loga_bounds"),
+)
 
 
 def main(cfg: DictConfig) -> tuple[float, float]:
     """Train; return (validation accuracy, sparsity), what Optuna's sweeper maximises."""
     overrides = typed()
     check_settings(cfg, overrides, complete=not cfg.resume_training)
-    results = finished_run(cfg, overrides) if cfg.skip_finished else None
+    results = finished_run(cfg) if cfg.skip_finished else None
     if results is None:
         with importing():  # torch, to count GPUs
             check_devices(cfg.trainer)
@@ -49,6 +56,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict:
         from sparsereg.checkpoint import load_weights, read_checkpoint
         from sparsereg.export.formats import cut_file
         from sparsereg.runs.folder import claim_version
+        from sparsereg.training.guards import strategy_of
         from sparsereg.training.loggers import new_loggers
         from sparsereg.training.module import L0Module
         from sparsereg.training.monitors import ProgressBar
@@ -56,9 +64,9 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict:
         from sparsereg.training.saving import AtomicCheckpointIO
 
     checkpoint = read_checkpoint(cfg.ckpt_path) if cfg.ckpt_path else None
-    cfg, record = run_settings(cfg, overrides, checkpoint)
+    cfg, record = run_settings(cfg, checkpoint)
     if cfg.resume_training:
-        check_resumable(checkpoint, cfg)
+        check_resumable(checkpoint, cfg, is_finished(cfg))
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     torch.set_float32_matmul_precision(cfg.matmul_precision)
 
@@ -91,23 +99,24 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict:
         callbacks=callbacks,
         logger=new_loggers(cfg, version),
         plugins=[AtomicCheckpointIO()],
+        strategy=strategy_of(cfg),
     )
     start = time.perf_counter()
     resume_from = cfg.ckpt_path if cfg.resume_training else None
     trainer.fit(module, data, ckpt_path=resume_from, weights_only=True)
     seconds = time.perf_counter() - start
 
-    best = trainer.checkpoint_callback.best
-    load_weights(net, read_checkpoint(best))
-    results = evaluate(trainer, module, data, best) | {"train_seconds": seconds}
+    evaluated = trainer.checkpoint_callback.evaluated
+    load_weights(net, read_checkpoint(evaluated))
+    results = evaluate(trainer, module, data, evaluated) | {"train_seconds": seconds}
     finish(trainer, cfg, results, runs / f"version_{version}")
     if cfg.finetune_epochs:
         last = trainer.checkpoint_callback.last  # the best may be from before its gates closed
         cut = cut_file(last, cfg.round_to) if trainer.is_global_zero else None
         cut = trainer.strategy.broadcast(cut)
         if trainer.is_global_zero:
-            print(f"cut {last} to {cut}, which is now trained on", flush=True)
-        return train(*finetune_settings(cfg, record["overrides"], cut))
+            print(printable(f"cut {last} to {cut}, which is now trained on"), flush=True)
+        return train(finetune_settings(cfg, cut), [])
     return results
 
 
@@ -127,6 +136,8 @@ def new_network(
         net, described = new_network(checkpoint), checkpoint["sparsereg"]["network"]
     else:
         fitting = {"num_classes": len(data.classes), "image_shape": list(data.image_shape)}
+        if checkpoint is not None and "image_shape" not in checkpoint["sparsereg"]["network"]:
+            del fitting["image_shape"]  # an older one: its network has been built without
         net, described = instantiate(cfg.model, **fitting), described | fitting
     check_takes(net, data.image_shape)
     if checkpoint is not None:
@@ -136,24 +147,15 @@ def new_network(
 
 def new_objective(cfg: DictConfig, net: Any, image_shape: tuple[int, int, int]) -> Any:
     """What is asked of the gates: λ by hand, or a target."""
-    from sparsereg.sparsity.constraint import SparsityConstraint, check_reach
     from sparsereg.sparsity.cost import ExpectedCost
     from sparsereg.training.objective import GateObjective
 
-    expected_cost, constraint, target = ExpectedCost(net, image_shape), None, cfg.target_sparsity
-    if target is not None:
-        if not cfg.resume_training:
-            check_reach(target, cfg.cost, expected_cost, cfg.min_open_channels, net)
-        constraint = SparsityConstraint(target, cfg.dual_lr, cfg.target_warmup, cfg.settle_epochs)
-    return GateObjective(
-        expected_cost,
-        cost=cfg.cost,
-        lambda_l0=cfg.lambda_l0,
-        lambda_warmup=cfg.lambda_warmup,
-        constraint=constraint,
-        gate_lr=cfg.gate_lr,
-        min_open_channels=cfg.min_open_channels,
-    )
+    plain = to_plain(cfg)
+    settings = {key: plain[key] for key in OBJECTIVE}
+    objective = GateObjective(net, ExpectedCost(net, image_shape), **settings)
+    if not cfg.resume_training:
+        objective.check_reach(net)
+    return objective
 
 
 def cli() -> None:  # installed as sparsereg-train

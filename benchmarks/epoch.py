@@ -92,12 +92,13 @@ def train(
         with initialize_config_dir(str(CONFIG), version_base="1.3"):
             cfg = compose("train", overrides=[*settings, *overrides])
         net = instantiate(cfg.model)
+        gated = not cfg.without_using_gate
         module = L0Module(
             net,
             CLASSES,
             instantiate(cfg.optimizer, _convert_="all"),
             instantiate(cfg.scheduler, _convert_="all"),
-            objective=None if cfg.without_using_gate else GateObjective(ExpectedCost(net, IMAGE)),
+            objective=GateObjective(net, ExpectedCost(net, IMAGE)) if gated else None,
             compile=cfg.compile,
         )
         callbacks = [instantiate(c, _convert_="all") for c in cfg.callbacks.values() if c]

@@ -79,7 +79,7 @@ def gated_step(precision=torch.float32, compile: bool = False, classes: int = CL
     net = GoogleNet(classes, droprate_init=0.05, **arguments)
     cost = ExpectedCost(net, IMAGE).to(DEVICE)
     net = net.to(DEVICE, memory_format=torch.channels_last)
-    guard = functools.partial(reopen, net, cost.bottlenecks, 1)
+    guard = functools.partial(reopen, net, cost, 1)
     return step_of(net, gated_loss(net, cost, compile), precision, guard)
 
 

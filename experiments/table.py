@@ -1,150 +1,193 @@
-"""Trains the rows of docs/results.md: the published table, the same network by the modern recipe,
-and what each part of that recipe brings.
+"""Trains the rows of the GoogleNet table in docs/results.md.
 
-    python -m experiments.table published modern ablation --seeds 1 2 3 --jobs 8 -- trainer=gpu
-    python -m experiments.table published --schedule short -- data=image_folder data.root=PATH
+    python -m experiments.table cpu                            # all of them, the telling ones first
+    python -m experiments.table cpu params_0.64 --seeds 2 3    # one row, with what it starts from
+    python -m experiments.table full -- trainer=gpu            # words after -- go to train.py
 
-Runs lie in outputs/table/SCHEDULE/PART/ROW/seed_N; those that have finished are not repeated. Words
-after `--` are settings of train.py for all of them. `python report.py` makes the table.
+dense, params_S, macs_S: by the modern recipe; S of the parameters, or of the multiply-adds, goes.
+From the dense network gates find the channels, with it as their teacher; the network that is left
+is trained on. magnitude_params_S, random_params_S and so on: the dense network cut to that size
+without gates (`experiments.peers`), trained for the epochs of gates and rest together. scratch_λ:
+the published recipe, gates from the first step.
+
+Runs lie in outputs/table/SCHEDULE/NAME/seed_N. Started again, this skips what has finished and goes
+on with what was stopped.
 """
 
 import argparse
-import subprocess
+import shutil
+import signal
 import sys
-from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-SPARSITIES = (0.06, 0.10, 0.22, 0.39, 0.55, 0.64, 0.815)  # of the published rows
+from experiments import resumable
+from experiments.resumable import ROOT, checkpoint, cut_network, is_finished, versions
+from sparsereg.errors import UserError
+from sparsereg.runs.pictures import read_csv
+
+SIZES = ("params_0.64", "params_0.815", "params_0.39", "params_0.1", "macs_0.5")
+PEERS = tuple(f"{peer}_{size}" for size in SIZES for peer in ("magnitude", "random"))
+SCRATCH = ("scratch_0.25", "scratch_0.5", "scratch_1.0")
+ROWS = ("dense", *SIZES, *PEERS, *SCRATCH)
+MORE_SEEDS = ("dense", "params_0.64", "params_0.815")  # rows that get all seeds, others the first
 MODERN = ("experiment=no_l0", "recipe=modern")
-VARIANTS = {  # the modern recipe with one part replaced by the published one, or left out; or added
-    "all": (),
-    "adamw": ("optimizer=adamw", "optimizer.lr=3e-3", "optimizer.weight_decay=1e-4"),
-    "multistep": ("scheduler=multistep",),
-    "stretched_crops": ("data.crop_padding=0", "data.crop_scale=[0.8,1.0]"),
-    "no_smoothing": ("loss.label_smoothing=0.0",),
-    "no_average": ("callbacks=default",),
-    "cutout": ("data.cutout=8",),
-}
-SCHEDULES = {  # settings of the dense network, the gates from scratch, new gates, the cut network
-    "full": {"gates": ("trainer.max_epochs=60",)},
-    "short": {  # what two CPU cores can do; gates need a rate of their own to close in so few steps
-        "dense": ("trainer.max_epochs=4", "trainer.limit_train_batches=0.5"),
-        "scratch": ("trainer.max_epochs=4", "trainer.limit_train_batches=0.25", "gate_lr=0.03"),
-        "finetune": ("trainer.max_epochs=4", "trainer.limit_train_batches=0.25", "gate_lr=0.03"),
-        "gates": ("trainer.max_epochs=3", "trainer.limit_train_batches=0.25"),
-        "cut": ("trainer.max_epochs=3", "trainer.limit_train_batches=0.25"),
-    },
-}
-SHORT_MILESTONES = {  # the published ones, as shares of the run
-    "dense": ("scheduler.milestones=[2,3]",),
-    "scratch": ("scheduler.milestones=[2,3]",),
-    "finetune": ("scheduler.milestones=[1,2,3]",),
-}
+CUT = ("without_using_gate=true", "recipe=modern")
+IMAGES = 45_000  # in an epoch
 
 
-class Row:
-    """One line of the table for one seed: trained once, whoever asks for it."""
+@dataclass(frozen=True)
+class Schedule:
+    """Epochs of each stage."""
 
-    def __init__(self, part: str, name: str, stage: str, *settings: str):
-        self.part, self.name, self.stage, self.settings = part, name, stage, settings
+    dense: int
+    gates: int
+    cut: int
+    scratch: int
 
-    def train(self, options: argparse.Namespace, seed: int, *more: str) -> Path:
-        """Folder of the finished run; more settings come from the rows before it."""
-        folder = Path("outputs/table", options.schedule, self.part, self.name, f"seed_{seed}")
-        if found := finished(folder):
-            return found
-        settings = [*self.settings, *SCHEDULES[options.schedule].get(self.stage, ())]
-        published_rates = self.part == "published" or "scheduler=multistep" in self.settings
-        if options.schedule == "short" and published_rates:
-            settings += SHORT_MILESTONES[self.stage]
-        settings += [*more, f"seed={seed}", f"output_dir={folder}", *options.settings]
-        print(f"training {folder}", flush=True)
-        command = [sys.executable, "train.py", *settings, "trainer.enable_progress_bar=false"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"{folder}: {done.stderr.strip() or done.stdout.strip()}")
-        return finished(folder)
+    def of(self, row: str) -> float:
+        """Epochs of a row from the dense network on, in steps of it: a teacher is a third more."""
+        if row == "dense":
+            return self.dense
+        kind, *_, sparsity = row.split("_")
+        if kind == "scratch":
+            return self.scratch
+        left = 4 / 3 - 0.75 * float(sparsity)  # multiply-adds go slower than parameters
+        if kind in ("magnitude", "random"):
+            return left * (self.gates + self.cut)
+        return 4 / 3 * self.gates + left * self.cut
 
 
-def finished(folder: Path) -> Path | None:
-    """The newest finished run in a folder of runs."""
-    runs = sorted((ROOT / folder).glob("lightning_logs/version_*/summary.json"))
-    return runs[-1].parent.relative_to(ROOT) if runs else None
+SCHEDULES = {"cpu": Schedule(40, 15, 25, 30), "full": Schedule(180, 60, 120, 180)}
 
 
-def checkpoint(run: Path, name: str = "best.ckpt") -> Path:
-    return run / "checkpoints" / name
+class Table:
+    """Trains rows; a run that several rows need is trained once."""
+
+    def __init__(self, name: str, settings: list[str]):
+        self.epochs = SCHEDULES[name]
+        self.folder = Path("outputs/table", name)
+        self.settings = settings
+
+    def is_finished(self, row: str, seed: int) -> bool:
+        return is_finished(self.folder / row / f"seed_{seed}")
+
+    def row(self, row: str, seed: int) -> None:
+        kind, _, size = row.partition("_")
+        if kind == "scratch":
+            self.scratch(size, seed)
+        elif kind in ("magnitude", "random"):
+            self.peer(kind, size, seed)
+        elif kind == "dense":
+            self.dense(seed)
+        else:
+            self.gates_and_rest(row, seed)
+
+    def dense(self, seed: int) -> Path:
+        """Checkpoint of the dense network."""
+        return self.train("dense", seed, *MODERN, f"trainer.max_epochs={self.epochs.dense}")
+
+    def gates_and_rest(self, size: str, seed: int) -> None:
+        cost, sparsity = size.split("_")
+        start = self.dense(seed)
+        target = (f"cost={cost}", f"target_sparsity={sparsity}", "droprate_init=0.05")
+        given = (f"ckpt_path={start}", f"loss.teacher={start}")
+        epochs = f"trainer.max_epochs={self.epochs.gates}"
+        gated = self.train(f"gates_{size}", seed, "recipe=modern_gates", *target, *given, epochs)
+        self.train_on(size, seed, cut_network(gated), start, self.epochs.cut)
+
+    def peer(self, method: str, size: str, seed: int) -> None:
+        cost, sparsity = size.split("_")
+        start = self.dense(seed)
+        cut = self.folder / f"{method}_{size}" / f"seed_{seed}" / "compact.pt"
+        if not (ROOT / cut).exists():
+            cut_peer(method, start, cost, float(sparsity), seed, cut)
+        epochs = self.epochs.gates + self.epochs.cut
+        self.train_on(f"{method}_{size}", seed, cut, start, epochs)
+
+    def train_on(self, name: str, seed: int, cut: Path, teacher: Path, epochs: int) -> None:
+        given = (f"ckpt_path={cut}", f"loss.teacher={teacher}")
+        self.train(name, seed, *CUT, *given, f"trainer.max_epochs={epochs}")
+
+    def scratch(self, weight: str, seed: int) -> None:
+        epochs = self.epochs.scratch
+        milestones = [round(epochs * share / 180) for share in (100, 150)]
+        schedule = (f"trainer.max_epochs={epochs}", f"scheduler.milestones={milestones}")
+        settings = ("experiment=scratch_l0", f"lambda_l0={weight}", *schedule)
+        self.train(f"scratch_{weight}", seed, *settings)
+
+    def train(self, name: str, seed: int, *settings: str) -> Path:
+        """The best checkpoint of the finished run."""
+        folder = self.folder / name / f"seed_{seed}"
+        return checkpoint(resumable.train(folder, *settings, f"seed={seed}", *self.settings))
 
 
-def published(pool: ThreadPoolExecutor, options: argparse.Namespace, seed: int) -> list[Future]:
-    """The eight rows; four of them start from the first."""
-    dense = Row("published", "no_l0", "dense", "experiment=no_l0")
-    futures = [first := pool.submit(dense.train, options, seed)]
+def cut_peer(method: str, start: Path, cost: str, sparsity: float, seed: int, file: Path) -> None:
+    from experiments.peers import cut_peer  # imports take seconds
 
-    def finetune(row: Row) -> None:
-        row.train(options, seed, f"ckpt_path={checkpoint(first.result(), 'last.ckpt')}")
-
-    for weight in (10, 20, 30, 50):
-        settings = ("experiment=finetune_l0", f"lambda_l0={weight}.0")
-        row = Row("published", f"finetune_l0_{weight}", "finetune", *settings)
-        futures.append(pool.submit(finetune, row))
-    for weight in (0.25, 0.5, 1.0):
-        settings = ("experiment=scratch_l0", f"lambda_l0={weight}")
-        row = Row("published", f"scratch_l0_{weight}", "scratch", *settings)
-        futures.append(pool.submit(row.train, options, seed))
-    return futures
+    cut_peer(method, ROOT / start, cost, sparsity, seed, ROOT / file)
 
 
-def modern(pool: ThreadPoolExecutor, options: argparse.Namespace, seed: int) -> list[Future]:
-    """The dense network, and for each sparsity the gates that lead there, and the cut network."""
-    futures = [first := pool.submit(Row("modern", "dense", "dense", *MODERN).train, options, seed)]
-
-    def prune(sparsity: float) -> None:
-        teacher = f"loss.teacher={checkpoint(first.result())}"
-        settings = ("recipe=modern_gates", f"target_sparsity={sparsity}", "cost=params")
-        gates = Row("modern", f"gates_{sparsity}", "gates", *settings, "droprate_init=0.05")
-        run = gates.train(options, seed, f"ckpt_path={checkpoint(first.result())}", teacher)
-        cut = Row("modern", f"cut_{sparsity}", "cut", "recipe=modern", "without_using_gate=true")
-        cut.train(options, seed, f"ckpt_path={cut_network(checkpoint(run))}", teacher)
-
-    return futures + [pool.submit(prune, sparsity) for sparsity in options.sparsities]
+def images_per_second(settings: list[str]) -> float:
+    """Of a dense training step on this machine, over a few of them."""
+    folder = Path("outputs/table/rate")
+    shutil.rmtree(ROOT / folder, ignore_errors=True)
+    few = [f"trainer.limit_{split}_batches={n}" for split, n in (("train", 24), ("val", 1))]
+    few += ["trainer.limit_test_batches=1", "trainer.max_epochs=1"]
+    resumable.start(folder, *MODERN, *settings, *few)
+    [run] = versions(folder)
+    [rate] = [row["samples/s"] for row in read_csv(ROOT / run / "metrics.csv") if row["samples/s"]]
+    return float(rate)
 
 
-def cut_network(path: Path) -> Path:
-    from sparsereg.export.formats import cut_file  # imports take seconds
+def plan(rows: list[str], seeds: list[int]) -> list[tuple[str, int]]:
+    """(row, seed) in the order of training: every row once, then more seeds where they count."""
+    if not set(rows) <= {"dense", *SCRATCH}:
+        rows = list(dict.fromkeys(["dense", *rows]))  # they start from it
+    chosen = rows or [row for row in ROWS if row not in SCRATCH]
+    more = rows or MORE_SEEDS
+    last = [] if rows else [(row, seeds[0]) for row in SCRATCH]
+    return (
+        [(row, seeds[0]) for row in chosen]
+        + [(row, seed) for seed in seeds[1:] for row in more]
+        + last
+    )
 
-    return cut_file(ROOT / path).relative_to(ROOT)
+
+def hours(table: Table, left: list[tuple[str, int]]) -> float:
+    """How long the rows take here, from the rate of a few steps."""
+    epochs = sum(table.epochs.of(row) for row, _ in left)
+    return epochs * IMAGES / images_per_second(table.settings) / 3600
 
 
-def ablation(pool: ThreadPoolExecutor, options: argparse.Namespace, seed: int) -> list[Future]:
-    rows = [Row("ablation", name, "dense", *MODERN, *v) for name, v in VARIANTS.items()]
-    return [pool.submit(row.train, options, seed) for row in rows]
+def train_all(table: Table, planned: list[tuple[str, int]]) -> int:
+    """Train what is not finished yet, whatever fails on the way; the exit code."""
+    left = [row for row in planned if not table.is_finished(*row)]
+    if left:
+        print(f"{len(left)} of {len(planned)} rows to train: {hours(table, left):.1f} hours")
+    failures = []
+    for row, seed in left:
+        try:
+            table.row(row, seed)
+        except UserError as error:  # the others go on
+            print(f"error: {row}, seed {seed}: {error}", file=sys.stderr, flush=True)
+            failures.append(row)
+    return 1 if failures else 0
 
 
 def main(arguments: list[str]) -> int:
-    parts = {"published": published, "modern": modern, "ablation": ablation}
-    parser = argparse.ArgumentParser(description="Train the rows of docs/results.md.")
-    parser.add_argument("parts", nargs="+", choices=parts)
+    parser = argparse.ArgumentParser(description="Train the rows of the GoogleNet table.")
+    parser.add_argument("schedule", choices=SCHEDULES)
+    parser.add_argument("rows", nargs="*", help=f"all, or some of: {', '.join(ROWS)}")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
-    parser.add_argument("--schedule", choices=SCHEDULES, default="full")
-    parser.add_argument("--sparsities", nargs="+", type=float, default=SPARSITIES)
     own, settings = arguments, []
     if "--" in arguments:
         own, settings = arguments[: arguments.index("--")], arguments[arguments.index("--") + 1 :]
-    options = parser.parse_args(own, argparse.Namespace(settings=settings))
-    with ThreadPoolExecutor(options.jobs) as pool:
-        futures = [
-            future
-            for seed in options.seeds
-            for part in options.parts
-            for future in parts[part](pool, options, seed)
-        ]
-    failures = dict.fromkeys(str(error) for f in futures if (error := f.exception()))
-    for failure in failures:  # the others have gone on
-        print(f"error: {failure}", file=sys.stderr)
-    return 1 if failures else 0
+    options = parser.parse_args(own)
+    if unknown := set(options.rows) - set(ROWS):
+        parser.error(f"no such row: {', '.join(sorted(unknown))}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the run that it waits for, too
+    return train_all(Table(options.schedule, settings), plan(options.rows, options.seeds))
 
 
 if __name__ == "__main__":

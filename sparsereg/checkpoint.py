@@ -1,17 +1,20 @@
 """From a file to a network: read so that no wrong one slips through."""
 
 import io
-import pickle
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparsereg.errors import UserError
 from sparsereg.files import check_checkpoint_file, write_atomically
-from sparsereg.networks import rebuild
-from sparsereg.surgery.plain_graph import build
+from sparsereg.networks import check_takes, rebuild
+from sparsereg.surgery.plain_graph import build, shapes
+
+PARTS = ("config", "network", "data")  # of what this project adds to a checkpoint
+LARGEST_IMAGE = 2**26  # numbers in one image
 
 
 def save(content: dict, path: Path) -> None:
@@ -34,8 +37,8 @@ def read_checkpoint(path: str | Path, key: str = "ckpt_path") -> dict:
     check_checkpoint_file(path, key)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # a pickle that was made to fail can raise nearly anything
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"{key}={path} cannot be loaded safely (weights_only=True): {reason}"
         ) from None
@@ -45,25 +48,55 @@ def read_checkpoint(path: str | Path, key: str = "ckpt_path") -> dict:
 
 
 def is_ours(checkpoint: object) -> bool:
-    """Has it all that a network and its data are rebuilt from?"""
-    parts = {
-        "state_dict": set(),
-        "sparsereg": {"overrides", "config", "network", "data"},
-    }
-    has_parts = isinstance(checkpoint, Mapping) and all(
-        isinstance(checkpoint.get(part), Mapping) and keys <= checkpoint[part].keys()
-        for part, keys in parts.items()
-    )
-    if not has_parts or not isinstance(checkpoint["sparsereg"]["network"], Mapping):
+    """Has it all that a network and its data are rebuilt from, of the right types?"""
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("sparsereg"), dict):
         return False
-    loops = checkpoint.get("loops")
-    return is_compact(checkpoint) or (isinstance(loops, Mapping) and "fit_loop" in loops)
+    state, ours, loops = (checkpoint.get(key) for key in ("state_dict", "sparsereg", "loops"))
+    if not isinstance(state, dict) or not all(isinstance(ours.get(k), dict) for k in PARTS):
+        return False
+    if not is_list_of(str, ours.get("overrides", [])) or not is_record_of_data(ours["data"]):
+        return False
+    shape = ours["data"]["image_shape"]
+    if ours["network"].get("image_shape", shape) != shape:
+        return False
+    return is_compact(checkpoint) or (isinstance(loops, dict) and "fit_loop" in loops)
+
+
+def is_record_of_data(data: dict) -> bool:
+    """The classes, and of the images mean, standard deviation and shape (C, H, W)."""
+    shape = data.get("image_shape")
+    if not is_list_of(int, shape) or len(shape) != 3 or not all(n >= 1 for n in shape):
+        return False
+    statistics = is_list_of(float, data.get("mean")) and is_list_of(float, data.get("std"))
+    classes = data.get("classes")
+    return statistics and math.prod(shape) <= LARGEST_IMAGE and is_list_of(str, classes)
+
+
+def is_list_of(kind: type, values: object) -> bool:
+    return isinstance(values, list) and all(type(value) is kind for value in values)
 
 
 def network_state(checkpoint: dict) -> dict:
-    """The network's part of a checkpoint's state dict."""
-    state = checkpoint["state_dict"].items()
-    return {key[4:]: tensor for key, tensor in state if key.startswith("net.")}
+    """The network's part of a checkpoint's state dict.
+
+    Raises:
+        UserError: it holds something else than tensors of numbers that are there one by one.
+    """
+    state = {k[4:]: t for k, t in checkpoint["state_dict"].items() if str(k).startswith("net.")}
+    for key, tensor in state.items():
+        if not is_whole(tensor):
+            raise UserError(f"the checkpoint's {key} is no plain tensor")
+    return state
+
+
+def is_whole(tensor: object) -> bool:
+    """Are all its numbers in the file? A tensor can also be a view that repeats a few of them, so
+    large that no memory holds its copy."""
+    if type(tensor) is not Tensor or tensor.layout is not torch.strided or tensor.is_quantized:
+        return False
+    if tensor.device.type != "cpu" or tensor.is_complex():
+        return False
+    return tensor.nbytes <= tensor.untyped_storage().nbytes()
 
 
 def load_weights(net: nn.Module, checkpoint: dict, new_gates: bool = False) -> None:
@@ -147,14 +180,20 @@ def new_network(checkpoint: dict) -> nn.Module:
     try:
         if not is_compact(checkpoint):
             return rebuild(description)
+        data = checkpoint["sparsereg"]["data"]
+        own = shapes(description, data["image_shape"], len(data["classes"]))
+        check_fits(network_state(checkpoint), own)
         net = build(description)
         net.meta["dense"] = description["dense"]
         return net
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"the checkpoint describes no network: {error}") from error
+    except UserError:
+        raise
+    except Exception as error:  # whatever torch says to arguments that make no sense
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"the checkpoint describes no network ({reason})") from error
 
 
-def load(path: str | Path) -> nn.Module:
+def load(path: str | Path, key: str = "ckpt_path") -> nn.Module:
     """The network of a checkpoint or compact file, in eval mode on the CPU.
 
     `net(images)` gives logits. Images are (N, C, H, W), scaled to [0, 1] and normalised with the
@@ -164,7 +203,9 @@ def load(path: str | Path) -> nn.Module:
     Raises:
         UserError: see `read_checkpoint`.
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(path, key)
     net = new_network(checkpoint)
     load_weights(net, checkpoint)
+    if is_compact(checkpoint):
+        check_takes(net, tuple(checkpoint["sparsereg"]["data"]["image_shape"]))
     return net.eval()

@@ -1,6 +1,6 @@
 """The names one can choose from, and the defaults that a check must know; no torch."""
 
-COSTS = ("channels", "params", "macs")
+COSTS = ("channels", "params", "macs", "weights")
 ACTIVATIONS = ("relu", "leakyrelu", "gelu", "tanh")
 SAMPLING = ("per_sample", "per_batch")
 LIBRARIES = ("sparsereg", "torchvision", "timm")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torch import nn
 
-from sparsereg.checkpoint import is_compact, load_weights, new_network, read_checkpoint
+from sparsereg.checkpoint import is_compact, load, read_checkpoint
 from sparsereg.errors import UserError
 from sparsereg.surgery.compaction import compact, without_gates
 from sparsereg.surgery.cut import Collapsed
@@ -19,9 +19,6 @@ def load_compact(path: str | Path) -> nn.Module:
     Raises:
         UserError: missing, damaged or foreign file, or a checkpoint that is not compact.
     """
-    checkpoint = read_checkpoint(path)
-    if not is_compact(checkpoint):
+    if not is_compact(read_checkpoint(path)):
         raise UserError(f"{path} is not cut yet: python compact.py ckpt_path={path}")
-    net = new_network(checkpoint)
-    load_weights(net, checkpoint)
-    return net.eval()
+    return load(path)

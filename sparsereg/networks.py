@@ -8,6 +8,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from sparsereg.commands.settings import SETTINGS
+from sparsereg.commands.values import is_count, is_plain
 from sparsereg.errors import UserError
 from sparsereg.model.googlenet import GoogleNet
 from sparsereg.model.small_images import NETWORKS
@@ -16,14 +18,28 @@ from sparsereg.surgery.insert import place_gates
 # What a classifier alone needs: without the second classifiers of training
 ONE_HEAD = {"aux_logits": False, "init_weights": True}
 TORCHVISION = {"googlenet": ONE_HEAD, "inception_v3": ONE_HEAD}
+MOST_CLASSES = 1_000_000
 SECOND_HEADS = ("aux1.", "aux2.", "AuxLogits.")
 
 
 def rebuild(description: Mapping) -> nn.Module:
-    """The network of a checkpoint, with new weights, from the settings that it keeps."""
-    if "library" in description:
-        return new_network(**description)
-    return GoogleNet(**description)
+    """The network of a checkpoint, with new weights, from the settings that it keeps.
+
+    Raises:
+        UserError: one of them is unknown, or has no value that it may have.
+    """
+    settings = {key: value for key, value in description.items() if key != "pretrained"}
+    classes = settings.pop("num_classes", 10)
+    if not is_count(classes) or classes > MOST_CLASSES:
+        raise UserError(f"the checkpoint's network has {classes} classes")
+    for key, value in settings.items():
+        if key == "image_shape":
+            continue  # that of the data, which is_ours has checked
+        row = SETTINGS.get(f"model.{key}")
+        if row is None or not is_plain(value) or not row.check(value):
+            raise UserError(f"the checkpoint's network has {key}={value}")
+    make = new_network if "library" in settings else GoogleNet
+    return make(num_classes=classes, **settings)
 
 
 def new_network(
@@ -135,7 +151,7 @@ def check_takes(net: nn.Module, image_shape: tuple[int, int, int]) -> None:
     try:
         with torch.no_grad():
             net.eval()(torch.zeros(1, *image_shape))
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, IndexError) as error:
         channels, *sides = image_shape
         size = "x".join(map(str, sides)) + ("" if channels == 3 else f" in {channels} channel(s)")
         raise UserError(f"the network cannot take images of {size}: {error}") from error

@@ -13,6 +13,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = Path(__file__).parent.parent
 SHORT = (  # a run of a few seconds; each test adds what it is about
@@ -24,9 +25,15 @@ SHORT = (  # a run of a few seconds; each test adds what it is about
     "trainer.log_every_n_steps=1",
     "trainer.enable_progress_bar=false",
 )
+SMALL = (*SHORT, "model=lenet5")  # a fifth of the time, for what is not about GoogleNet
 
 torch.set_num_threads(1)  # two test processes share two cores
 os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long ones first, so that no process ends long after the other."""
+    items.sort(key=lambda item: "slow" not in item.keywords)
 
 
 @dataclass
@@ -103,6 +110,12 @@ def checkpoint_path(output_dir: Path, version: int = 0, name: str = "last.ckpt")
     return run_folder(output_dir, version) / "checkpoints" / name
 
 
+def events(folder: Path) -> EventAccumulator:
+    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0, "histograms": 0})
+    accumulator.Reload()
+    return accumulator
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> dict[str, Path]:
     """last.ckpt of a short gated and a short ungated run on the digits."""
@@ -118,13 +131,18 @@ def trained(tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def pruned(trained, tmp_path_factory) -> Path:
     """The gated checkpoint with about half of its channels closed, and one branch altogether."""
-    checkpoint = torch.load(trained["gated"], weights_only=True)
+    path = tmp_path_factory.mktemp("pruned") / "best.ckpt"
+    return close_gates(trained["gated"], path, branch="block3.gates.5x5")
+
+
+def close_gates(checkpoint: Path, path: Path, branch: str = "none") -> Path:
+    """Write the checkpoint to `path` with other gates, about half of them closed."""
+    content = torch.load(checkpoint, weights_only=True)
     generator = torch.Generator().manual_seed(0)
-    for name, tensor in checkpoint["state_dict"].items():
+    for name, tensor in content["state_dict"].items():
         if name.endswith("qz_loga"):
             tensor.normal_(-2, 2, generator=generator)
-        if name.endswith("block3.gates.5x5.qz_loga"):
-            tensor.fill_(-5)  # a branch that is gone
-    path = tmp_path_factory.mktemp("pruned") / "best.ckpt"
-    torch.save(checkpoint, path)
+        if name.endswith(f"{branch}.qz_loga"):
+            tensor.fill_(-5)
+    torch.save(content, path)
     return path

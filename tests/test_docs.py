@@ -8,8 +8,10 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from docs.figures import curves, network, pictures, targets
+from sparsereg.commands.overrides import CONFIG
 from sparsereg.model.basic_l0_blocks import (
     deterministic_gate,
     prob_nonzero,
@@ -20,7 +22,8 @@ from sparsereg.sparsity.size import measure
 
 ROOT = Path(__file__).parents[1]
 METHOD = " ".join((ROOT / "docs" / "method.md").read_text(encoding="utf-8").split())
-PAGES = [page for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")] if page.exists()]
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md"]
+RECIPES = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
 PICTURES = ("hard_concrete.svg", "inception_block.svg")
 
 
@@ -110,12 +113,16 @@ def test_the_script_draws_the_pictures_of_this_folder(tmp_path):
         assert (tmp_path / name).read_text(encoding="utf-8") == stored
 
 
-@pytest.mark.parametrize("script", [curves, network, targets], ids=["curves", "network", "targets"])
-def test_results_come_from_the_committed_runs(script, tmp_path, capsys):
+@pytest.mark.parametrize(
+    "script, page",
+    [(curves, "short-runs.md"), (network, "compact.md"), (targets, "targets.md")],
+    ids=["curves", "network", "targets"],
+)
+def test_results_come_from_the_committed_runs(script, page, tmp_path, capsys):
     script.main(tmp_path)
     rows = capsys.readouterr().out.splitlines()
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert len(rows) >= 3 and all(row in readme for row in rows)
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    assert len(rows) >= 3 and all(row in text for row in rows)
     name = f"{Path(script.__file__).stem}.svg"
     stored = (ROOT / "docs" / name).read_text(encoding="utf-8")
     if f"Matplotlib v{matplotlib.__version__}," in stored:
@@ -169,3 +176,16 @@ def test_github_renders_the_formulas(page):
         assert not re.search(r"\\[^a-zA-Z]|\\operatorname|}_|\*", formula), formula
         assert formula.count("{") == formula.count("}"), formula
         assert len(re.findall(r"\\left\b", formula)) == len(re.findall(r"\\right\b", formula))
+
+
+def test_every_setting_and_option_is_on_the_page():
+    """The keys of train.yaml in the table of keys, and the names of each group's files."""
+    page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    for key in OmegaConf.load(CONFIG / "train.yaml"):
+        assert key in ("defaults", "hydra") or re.search(rf"^\| .*`{key}`", page, re.MULTILINE), key
+    for folder in (path for path in CONFIG.iterdir() if path.is_dir() and path.name != "hydra"):
+        row = re.search(rf"^\| .*`{folder.name}`.*", page, re.MULTILINE)
+        options = [path.stem for path in folder.glob("*.yaml")]
+        named = folder.name in ("experiment", "recipe")  # on the page of recipes
+        text = RECIPES if named else row[0]
+        assert row and all(option in text for option in options), folder.name

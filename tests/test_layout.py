@@ -31,7 +31,7 @@ def imports_at_load(file: Path) -> set[str]:
                 found.add(name)
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.If | ast.Try):
+        elif isinstance(node, ast.Try):
             body += node.body
     return found & MODULES.keys()
 

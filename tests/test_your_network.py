@@ -28,6 +28,7 @@ def write_images(folder: Path) -> None:
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / part / name / f"{i}.png")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*:UserWarning")  # Lightning's advice about loaders
 def test_every_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""Draws docs/curves.svg from the runs in docs/results and prints the README's table of them:
+"""Draws docs/curves.svg from the runs in docs/results and prints the table of docs/short-runs.md:
 `python docs/figures/curves.py`."""
 
 import csv
@@ -52,7 +52,7 @@ def draw(runs: list[Path]) -> Figure:
 
 
 def table_row(run: Path) -> str:
-    """The run as a row of the README's table."""
+    """The run as a row of that table."""
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     epochs = OmegaConf.load(run / "config.yaml").trainer.max_epochs
     l_c0 = "" if summary["L_C0"] is None else f"{summary['L_C0']:.4f}"

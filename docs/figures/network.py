@@ -1,5 +1,5 @@
 """Draws docs/network.svg, the open channels of the network that REPORT is about, and prints the
-README's table of it: `python docs/figures/network.py`."""
+table of docs/compact.md: `python docs/figures/network.py`."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ def draw(report: dict) -> Figure:
 
 
 def table_rows(report: dict) -> list[str]:
-    """The variants as rows of the README's table."""
+    """The variants as rows of that table."""
     rows = []
     for name, row in report["variants"].items():
         cells = [name, *(f"{row[key]:,}" for key in ("params", "macs", "bytes"))]

@@ -1,5 +1,6 @@
-"""Draws docs/targets.svg from the runs in docs/results/targets and prints the README's tables of
-them, and of the digits' in docs/results/targets_digits: `python docs/figures/targets.py`."""
+"""Draws docs/targets.svg from the runs in docs/results/targets and prints the tables of
+docs/targets.md, of them and of the digits' in docs/results/targets_digits:
+`python docs/figures/targets.py`."""
 
 import json
 from itertools import product

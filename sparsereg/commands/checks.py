@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from sparsereg.choices import SETTLED
 from sparsereg.commands.machine import check_compiler, check_trackers
 from sparsereg.commands.overrides import key_of
-from sparsereg.commands.settings import SETTINGS, Role, settings_with
+from sparsereg.commands.settings import SETTINGS, Role, settings_that_need, settings_with
 from sparsereg.errors import UserError
 from sparsereg.files import check_checkpoint_file
 
@@ -22,7 +22,7 @@ def check_settings(cfg: DictConfig, overrides: list[str], complete: bool = True)
     Args:
         cfg: the settings of a command.
         overrides: what was typed of them.
-        complete: false for a run to resume, until its checkpoint has been read.
+        complete: false where a checkpoint's settings are yet to come, or are none of the command's.
     """
     check_values(cfg)
     if "trainer" not in cfg:  # those of report.py
@@ -32,6 +32,7 @@ def check_settings(cfg: DictConfig, overrides: list[str], complete: bool = True)
     check_gates(cfg)
     if complete:
         check_target(cfg, overrides)
+        check_needs(cfg, overrides)
     if cfg.loss.teacher is not None:
         check_checkpoint_file(cfg.loss.teacher, "loss.teacher")
     check_trackers(cfg)
@@ -42,7 +43,7 @@ def check_settings(cfg: DictConfig, overrides: list[str], complete: bool = True)
 
 def check_values(cfg: DictConfig) -> None:
     """Each setting by itself; not every option of a group has every key."""
-    for key, (check, wanted, _) in SETTINGS.items():
+    for key, (check, wanted, *_) in SETTINGS.items():
         for name, value in matching(cfg, key):
             if not check(value):
                 shown = "null" if value is None else value
@@ -81,8 +82,19 @@ def check_finetuning(cfg: DictConfig) -> None:
             f"finetune_epochs={cfg.finetune_epochs} must be at least "
             f"trainer.check_val_every_n_epoch={cfg.trainer.check_val_every_n_epoch}"
         )
-    if cfg.finetune_lr is not None and not cfg.finetune_epochs:
-        raise UserError(f"finetune_lr={cfg.finetune_lr} needs finetune_epochs=…")
+
+
+def check_needs(cfg: DictConfig, overrides: list[str]) -> None:
+    """What is typed has an effect."""
+    for override in overrides:
+        key = key_of(override)
+        row = SETTINGS.get(key)
+        if row is None or not OmegaConf.select(cfg, key):  # null, false, 0: nothing is asked for
+            continue
+        if Role.OF_GATES in row.roles and cfg.without_using_gate:
+            raise UserError(f"{override} needs gates: without_using_gate=false")
+        if row.needs and not OmegaConf.select(cfg, row.needs):
+            raise UserError(f"{override} needs {row.needs}=…")
 
 
 def check_gates(cfg: DictConfig) -> None:
@@ -90,6 +102,11 @@ def check_gates(cfg: DictConfig) -> None:
     for key in settings_with(Role.NEEDS_GATES):
         if cfg[key] and cfg.without_using_gate:
             raise UserError(f"{key}={str(cfg[key]).lower()} needs gates: without_using_gate=false")
+    if cfg.model.without_using_gate != cfg.without_using_gate:
+        raise UserError(
+            f"model.without_using_gate={str(cfg.model.without_using_gate).lower()} contradicts "
+            f"without_using_gate={str(cfg.without_using_gate).lower()}: set that one alone"
+        )
     if cfg.gate_reductions and "gate_reductions" not in cfg.model:
         raise UserError(
             "gate_reductions=true: this model has no such setting; model.include and model.exclude "
@@ -109,7 +126,7 @@ def check_target(cfg: DictConfig, overrides: list[str]) -> None:
         )
     target = cfg.target_sparsity
     if target is None:
-        for key in settings_with(Role.NEEDS_TARGET):
+        for key in settings_that_need("target_sparsity"):
             if cfg[key] is not None:
                 raise UserError(f"{key}={cfg[key]} needs target_sparsity=…")
         return

@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable
@@ -15,9 +16,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from sparsereg.commands.hints import check_arguments, explain
+from sparsereg.commands.machine import is_first_process
 from sparsereg.commands.memory import keep_buffers
 from sparsereg.commands.overrides import CONFIG
 from sparsereg.commands.sweep import stop_jobs
+from sparsereg.errors import printable
 
 
 class Stopped(BaseException):
@@ -47,15 +50,15 @@ def run(task: Callable[[DictConfig], Any], config_name: str = "train") -> None:
     stop_on_signals()
     quieten()
     keep_buffers()
+    threading.excepthook = on_thread_exception
     failed = []
 
     def fail(message: str) -> None:
         if message in failed:
             return
         failed.append(message)
-        rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_PROCID", "0"))
-        if rank == "0":  # once for all processes of a run
-            print(f"error: {message}", file=sys.stderr, flush=True)
+        if is_first_process():  # once for all processes of a run
+            print(f"error: {printable(message)}", file=sys.stderr, flush=True)
 
     def job(cfg: DictConfig) -> Any:
         if HydraConfig.get().mode == RunMode.MULTIRUN:  # perhaps in a process of its own
@@ -74,7 +77,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str = "train") -> None:
                 raise  # in a sweep the other jobs go on, see sweep.py
 
     try:
-        check_arguments(sys.argv[1:], config_name)
+        sys.argv[1:] = check_arguments(sys.argv[1:], config_name)
         hydra.main(version_base="1.3", config_path=str(CONFIG), config_name=config_name)(job)()
     except Stopped as stopped:
         stop_jobs()
@@ -85,7 +88,22 @@ def run(task: Callable[[DictConfig], Any], config_name: str = "train") -> None:
             raise
         fail(message)
     if failed:
+        drop_unread_output()
         sys.exit(1)
+
+
+def on_thread_exception(failure: threading.ExceptHookArgs) -> None:
+    """A disk or folder that is gone: the main thread meets it too, and says so in one line."""
+    if not issubclass(failure.exc_type, OSError):
+        threading.__excepthook__(failure)
+
+
+def drop_unread_output() -> None:
+    """Without a reader the interpreter would fail at its end, when it writes what is left."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def quieten() -> None:
@@ -95,6 +113,7 @@ def quieten() -> None:
     for message in (
         r".*LeafSpec.*",  # Lightning's own use of a deprecated torch name
         r".*Experiment logs directory .* exists and is not empty.*",  # the folder is claimed first
+        r"Error detected in .*Backward",  # detect_anomaly's; the error says it in a line
         r".*number of training batches .* smaller than the logging interval.*",
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -5,15 +5,15 @@ from typing import Any
 
 from sparsereg.commands.settings import Role, roles_of
 
+DEEPEST, MOST = 4, 2000  # levels of groups, settings
 AVERAGING = "callbacks.average_weights.decay"  # None: no average
 
 
 def comparable(config: dict) -> dict[str, Any]:
     """What decides the result of a run, which two runs that are the same have in common."""
-    flat = flatten(config)
-    if flat.get("ckpt_path") is not None:
-        flat["ckpt_path"] = str(Path(flat["ckpt_path"]).resolve())
-    return {key: value for key, value in flat.items() if Role.NO_EFFECT not in roles_of(key)}
+    flat = {k: v for k, v in flatten(config).items() if Role.NO_EFFECT not in roles_of(k)}
+    places = [key for key in flat if Role.PATH in roles_of(key) and isinstance(flat[key], str)]
+    return flat | {key: str(Path(flat[key]).expanduser().resolve()) for key in places}
 
 
 def differences(old: dict, new: dict) -> list[tuple[str, Any, Any]]:
@@ -51,15 +51,23 @@ def reported_settings(config: dict) -> dict[str, Any]:
 
 
 def flatten(config: dict, prefix: str = "") -> dict[str, Any]:
-    """{dotted key: value}; `optimizer._target_` becomes `optimizer`, the last part of its name."""
-    flat = {}
+    """{dotted key: value}; `optimizer._target_` becomes `optimizer`, the last part of its name.
+
+    Raises:
+        ValueError: it is larger or deeper than settings are.
+    """
+    if prefix.count(".") > DEEPEST:
+        raise ValueError(f"settings are nested too deeply: {prefix}")
+    flat: dict[str, Any] = {}
     for key, value in config.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and Role.BY_LAYER not in roles_of(prefix + key):
             flat |= flatten(value, f"{prefix}{key}.")
         elif key == "_target_":
             flat[prefix.removesuffix(".")] = str(value).rpartition(".")[2]
         elif key != "_partial_":
             flat[f"{prefix}{key}"] = value
+        if len(flat) > MOST:
+            raise ValueError(f"more than {MOST} settings")
     return flat
 
 

@@ -3,19 +3,24 @@
 import difflib
 import errno
 import re
+import traceback
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, InstantiationException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sparsereg.commands.overrides import CONFIG, parse
+from sparsereg.commands.values import COUNT, is_count
 from sparsereg.errors import UserError
 
 FLAGS = ("--multirun", "-m", "--help", "-h", "--hydra-help", "--version")
 SWEEP_PLUGINS = ["joblib", "submitit_local", "submitit_slurm", "optuna"]
+SWEEPER = re.compile("/hydra_plugins/|/core_plugins/basic_sweeper|/core_plugins/basic_launcher")
+OPTUNAS = ("hydra.sweeper.n_trials", "hydra.sweeper.n_jobs")  # others are taken without a word
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+GONE = (errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EIO, errno.ESTALE)
 
 
 def explain(error: BaseException, config_name: str) -> str | None:
@@ -26,14 +31,43 @@ def explain(error: BaseException, config_name: str) -> str | None:
         return str(error)
     if type(error).__name__ == "MisconfigurationException":  # Lightning's, without its import
         return "trainer: " + " ".join(str(error).split())
+    if isinstance(error, BrokenPipeError):
+        return "who reads this output has gone (Broken pipe)"
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return f"{error.strerror}: {error.filename or 'output_dir'}; free some space"
+    if isinstance(error, OSError) and error.errno in GONE and error.filename:
+        return f"{error.strerror}: {error.filename}; has a folder been moved, or a disk taken away?"
+    if isinstance(error, RuntimeError) and "returned nan values" in str(error):
+        return f"trainer.detect_anomaly=true: {error} Lower optimizer.lr, gate_lr or lambda_l0"
+    if type(error).__name__ in ("DistStoreError", "DistNetworkError"):  # torch's, as above
+        return f"not all processes of the distributed run have answered: {error}"
+    if is_sweeping(error):
+        return f"the sweep cannot start: {type(error).__name__}: {error}"
+    if is_restoring(error):
+        reason = f"{type(error).__name__}: {error}"
+        return f"the training state of the checkpoint cannot be restored ({reason})"
     if isinstance(error, OverrideParseException):
         quoted = "KEY='\"VALUE\"'"
         return f"cannot read '{error.override}': quote a value with special characters, {quoted}"
     if isinstance(error, HydraException | OmegaConfBaseException):
         return explain_override(str(error), config_name)
     return None
+
+
+def is_restoring(error: BaseException) -> bool:
+    """Has Lightning failed at taking over the state that a checkpoint holds?"""
+    return any(
+        frame.filename.endswith("checkpoint_connector.py")
+        and frame.name.lstrip("_").startswith("restore")
+        for frame in traceback.extract_tb(error.__traceback__)
+    )
+
+
+def is_sweeping(error: BaseException) -> bool:
+    """Has a sweeper or a launcher failed, and none of the jobs?"""
+    frames = traceback.extract_tb(error.__traceback__)
+    in_plugin = any(SWEEPER.search(frame.filename.replace("\\", "/")) for frame in frames)
+    return in_plugin and not any(frame.name == "run_job" for frame in frames)
 
 
 def explain_override(text: str, config_name: str) -> str:
@@ -68,32 +102,38 @@ def known_settings(config_name: str) -> list[str]:
             cfg = hydra.compose(config_name)
     names: list[str] = []
 
-    def walk(node: DictConfig, prefix: str) -> None:
-        for key in node:
+    def walk(table: dict, prefix: str) -> None:
+        for key, value in table.items():
             names.append(f"{prefix}{key}")
-            child = node._get_node(key)
-            if OmegaConf.is_dict(child) and not child._is_none():
-                walk(child, f"{prefix}{key}.")
+            if isinstance(value, dict):
+                walk(value, f"{prefix}{key}.")
 
-    walk(cfg, "")
+    walk(OmegaConf.to_container(cfg), "")
     if config_name == "train":
         names += [path.name for path in CONFIG.iterdir() if path.is_dir()]
         for path in (CONFIG / "model").glob("*.yaml"):
-            walk(OmegaConf.load(path), "model.")
+            walk(OmegaConf.to_container(OmegaConf.load(path)), "model.")
     return names
 
 
-def check_arguments(arguments: list[str], config_name: str) -> None:
-    """Refuse what Hydra would take without a word (`+misspelt=1`), or answer with a traceback."""
-    remaining = iter(arguments)
+def check_arguments(arguments: list[str], config_name: str) -> list[str]:
+    """The arguments, flags first, as Hydra wants them.
+
+    Raises:
+        UserError: Hydra would take it without a word (`+misspelt=1`), or answer with a traceback.
+    """
+    flags, overrides, remaining = [], [], iter(arguments)
     for argument in remaining:
         if argument in ("--cfg", "-c"):
-            next(remaining, None)  # job, hydra or all
+            flags += [argument, next(remaining, "job")]  # or hydra, all
         elif argument.startswith("-"):
             if argument not in FLAGS:
                 raise UserError(f"unknown option {argument}; settings are written KEY=VALUE")
+            flags.append(argument)
         else:
             check_argument(argument, config_name)
+            overrides.append(argument)
+    return flags + overrides
 
 
 def check_argument(argument: str, config_name: str) -> None:
@@ -105,6 +145,8 @@ def check_argument(argument: str, config_name: str) -> None:
         known = known_settings(config_name)
         hint = f"; write '{key}=…'" if key in known else did_you_mean(key, known)
         raise UserError(f"'{argument}': settings cannot be added or removed{hint}")
+    if key in OPTUNAS and not is_count(override.value()):
+        raise UserError(f"{argument} must be {COUNT[1]}")
     if not override.is_sweep_override() and override.value() is None and (CONFIG / key).is_dir():
         options = ", ".join(sorted(path.stem for path in (CONFIG / key).glob("*.yaml")))
         raise UserError(f"{argument}: leave it out, or choose one of {options}")

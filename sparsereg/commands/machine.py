@@ -27,6 +27,10 @@ def check_devices(trainer: DictConfig) -> None:
             )
         available = os.cpu_count()
     on_gpu = accelerator != "cpu" and count_gpus(accelerator) > 0
+    if trainer.precision == "16-mixed" and not on_gpu:
+        raise UserError(
+            "trainer.precision=16-mixed needs a GPU; on a CPU use bf16-mixed or 32-true"
+        )
     asked = len(devices) if on_gpu and OmegaConf.is_list(devices) else devices
     if asked == "auto" or (on_gpu and asked in ("-1", -1)):
         return
@@ -36,6 +40,11 @@ def check_devices(trainer: DictConfig) -> None:
         raise UserError(f"trainer.devices={devices} must be a whole number of at least 1, or auto")
     if asked > available:
         raise UserError(f"trainer.devices={devices}: this machine has {available}")
+
+
+def is_first_process() -> bool:
+    """The one of a distributed run that speaks."""
+    return os.environ.get("LOCAL_RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
 def check_sweep(trainer: DictConfig) -> None:

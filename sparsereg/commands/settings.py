@@ -20,53 +20,64 @@ class Role(Flag):
     KEPT = auto()  # a resumed run keeps it
     OF_GATES = auto()  # without meaning when there are no gates
     NEEDS_GATES = auto()  # asks for something that only gates can do
-    NEEDS_TARGET = auto()
     UNSEEN = auto()  # what a run shows and where things lie: no column of a report
     NO_EFFECT = auto()  # leaves the result as it is: runs that differ in it are the same
-    PATH = auto()  # absolute where it is kept
+    PATH = auto()  # the same file or folder, however it is written
+    MACHINE = auto()  # where things lie, are logged or sent, and devices: never from a file
+    BY_LAYER = auto()  # one value for all layers, or {pattern of names: value}
+    AGAIN = auto()  # the same, and the result depends on it: a resumed run needs it again
 
 
 class Setting(NamedTuple):
     check: v.Check
     wanted: str
     roles: Role = Role.NONE
+    needs: str = ""  # the setting without which it means nothing
 
 
-STARTS, KEPT, PATH = Role.STARTS, Role.KEPT, Role.PATH
-OF_GATES = Role.OF_GATES
+STARTS, KEPT, PATH = Role.STARTS | Role.MACHINE, Role.KEPT, Role.PATH
+MACHINE = Role.MACHINE
+AGAIN = Role.AGAIN | MACHINE
+OF_GATES, BY_LAYER = Role.OF_GATES, Role.BY_LAYER
 NEEDS_GATES = Role.NEEDS_GATES | OF_GATES
-OF_TARGET = Role.NEEDS_TARGET | OF_GATES | KEPT
+OF_TARGET = (OF_GATES | KEPT, "target_sparsity")
 UNSEEN = Role.UNSEEN
 NO_EFFECT = Role.NO_EFFECT | UNSEEN
 
 SETTINGS: dict[str, Setting] = {
-    "ckpt_path": Setting(*v.TEXT_OR_NULL, STARTS | UNSEEN),  # a report says `start`
+    "ckpt_path": Setting(*v.TEXT_OR_NULL, STARTS | PATH | UNSEEN),  # a report says `start`
     "resume_training": Setting(*v.BOOL, STARTS | UNSEEN),
     "without_using_gate": Setting(*v.BOOL, UNSEEN),  # a report says so instead of lambda_l0
-    "lambda_l0": Setting(*v.NOT_NEGATIVE),
+    "lambda_l0": Setting(*v.by_layer(v.NOT_NEGATIVE), OF_GATES | BY_LAYER),
     "lambda_warmup": Setting(*v.NOT_NEGATIVE, NEEDS_GATES),
     "cost": Setting(*v.one_of(choices.COSTS), OF_GATES | KEPT),
     "target_sparsity": Setting(
-        v.or_null(v.INSIDE_0_1[0]),
-        "above 0 and below 1 (0.6 is 60 % less), or null",
-        NEEDS_GATES | KEPT,
+        v.or_null(v.by_layer(v.INSIDE_0_1)[0]),
+        "above 0 and below 1 (0.6 is 60 % less), {layers: such a number, …}, or null",
+        NEEDS_GATES | KEPT | BY_LAYER,
     ),
-    "target_warmup": Setting(*v.NOT_NEGATIVE_OR_NULL, OF_TARGET),
-    "settle_epochs": Setting(*v.NOT_NEGATIVE_OR_NULL, OF_TARGET),
-    "dual_lr": Setting(*v.POSITIVE_OR_NULL, OF_TARGET),
+    "target_warmup": Setting(*v.NOT_NEGATIVE_OR_NULL, *OF_TARGET),
+    "settle_epochs": Setting(*v.NOT_NEGATIVE_OR_NULL, *OF_TARGET),
+    "dual_lr": Setting(*v.POSITIVE_OR_NULL, *OF_TARGET),
     "min_open_channels": Setting(*v.COUNT_OR_0, OF_GATES | KEPT),
     "gate_reductions": Setting(*v.BOOL, NEEDS_GATES),
-    "keep_gates": Setting(*v.BOOL, NEEDS_GATES),
+    "keep_gates": Setting(*v.BOOL, NEEDS_GATES, "ckpt_path"),
     "droprate_init": Setting(*v.INSIDE_0_1, OF_GATES),
     "gate_lr": Setting(*v.POSITIVE_OR_NULL, OF_GATES | KEPT),
+    "loga_bounds": Setting(
+        v.or_null(v.is_interval),
+        "two numbers [low, high] with low < high, or null",
+        OF_GATES | KEPT,
+    ),
     "finetune_epochs": Setting(*v.COUNT_OR_0),
-    "finetune_lr": Setting(*v.POSITIVE_OR_NULL),
-    "round_to": Setting(*v.COUNT, OF_GATES),
+    "finetune_lr": Setting(*v.POSITIVE_OR_NULL, needs="finetune_epochs"),
+    "round_to": Setting(*v.COUNT, OF_GATES, "finetune_epochs"),
     "seed": Setting(*v.SEED),
     "flip_tta": Setting(*v.BOOL),
-    "output_dir": Setting(*v.TEXT, NO_EFFECT),
-    "skip_finished": Setting(*v.BOOL, NO_EFFECT),
-    "compile": Setting(*v.BOOL),
+    "output_dir": Setting(*v.TEXT, NO_EFFECT | PATH | MACHINE),
+    "skip_finished": Setting(*v.BOOL, NO_EFFECT | MACHINE),
+    "compile": Setting(*v.BOOL, MACHINE),
+    "wait_for_processes": Setting(*v.POSITIVE, NO_EFFECT | MACHINE),
     "matmul_precision": Setting(
         *v.one_of(("highest", "high", "medium"), "highest, high or medium")
     ),
@@ -79,13 +90,13 @@ SETTINGS: dict[str, Setting] = {
     "model.sampling": Setting(*v.one_of(choices.SAMPLING), OF_GATES),
     "model.library": Setting(*v.one_of(choices.LIBRARIES)),
     "model.name": Setting(v.is_text, "the name of a network"),
-    "model.pretrained": Setting(*v.TEXT_OR_NULL, STARTS),
-    "model.include": Setting(*v.PATTERNS),
-    "model.exclude": Setting(*v.PATTERNS),
-    "model.gate_inputs": Setting(*v.PATTERNS),
+    "model.pretrained": Setting(*v.TEXT_OR_NULL, STARTS | PATH),
+    "model.include": Setting(*v.PATTERNS, OF_GATES),
+    "model.exclude": Setting(*v.PATTERNS, OF_GATES),
+    "model.gate_inputs": Setting(*v.PATTERNS, OF_GATES),
     "data": Setting(*v.GROUP),
-    "data.root": Setting(*v.TEXT, PATH | UNSEEN),
-    "data.cache_dir": Setting(*v.TEXT_OR_NULL, PATH | NO_EFFECT),
+    "data.root": Setting(*v.TEXT, PATH | UNSEEN | AGAIN),
+    "data.cache_dir": Setting(*v.TEXT_OR_NULL, PATH | NO_EFFECT | MACHINE),
     "data.name": Setting(*v.one_of(("cifar10", "cifar100"), "cifar10 or cifar100")),
     "data.image_size": Setting(*v.COUNT),
     "data.val_fraction": Setting(*v.INSIDE_0_1),
@@ -97,14 +108,16 @@ SETTINGS: dict[str, Setting] = {
         v.or_null(lambda value: v.is_range(value, 1)),
         "null or two numbers [low, high] with 0 < low <= high <= 1",
     ),
-    "data.crop_ratio": Setting(v.is_range, "two numbers [low, high] with 0 < low <= high"),
+    "data.crop_ratio": Setting(
+        v.is_range, "two numbers [low, high] with 0 < low <= high", needs="data.crop_scale"
+    ),
     "data.crop_padding": Setting(*v.COUNT_OR_0),
     "data.cutout": Setting(*v.COUNT_OR_0),
     "loss": Setting(*v.GROUP),
     "loss.label_smoothing": Setting(*v.FROM_0_BELOW_1),
-    "loss.teacher": Setting(*v.TEXT_OR_NULL, PATH),
-    "loss.teacher_weight": Setting(*v.SHARE),
-    "loss.teacher_temperature": Setting(*v.POSITIVE),
+    "loss.teacher": Setting(*v.TEXT_OR_NULL, PATH | AGAIN),
+    "loss.teacher_weight": Setting(*v.SHARE, needs="loss.teacher"),
+    "loss.teacher_temperature": Setting(*v.POSITIVE, needs="loss.teacher"),
     "optimizer": Setting(*v.GROUP, KEPT),
     "optimizer.lr": Setting(*v.POSITIVE),
     "optimizer.weight_decay": Setting(*v.NOT_NEGATIVE),
@@ -125,10 +138,10 @@ SETTINGS: dict[str, Setting] = {
     "scheduler.final_div_factor": Setting(*v.POSITIVE),
     "trainer": Setting(*v.GROUP, UNSEEN),
     "trainer.max_epochs": Setting(*v.COUNT),
-    "trainer.accelerator": Setting(*v.one_of(choices.ACCELERATORS)),
-    "trainer.devices": Setting(*v.DEVICES),
-    "trainer.num_nodes": Setting(*v.COUNT),
-    "trainer.strategy": Setting(*v.one_of(("auto", "ddp"), "auto or ddp")),
+    "trainer.accelerator": Setting(*v.one_of(choices.ACCELERATORS), MACHINE),
+    "trainer.devices": Setting(*v.DEVICES, AGAIN),
+    "trainer.num_nodes": Setting(*v.COUNT, AGAIN),
+    "trainer.strategy": Setting(*v.one_of(("auto", "ddp"), "auto or ddp"), MACHINE),
     "trainer.precision": Setting(*v.one_of(choices.PRECISIONS)),
     "trainer.gradient_clip_val": Setting(v.or_null(v.is_positive), "positive, or null"),
     "trainer.accumulate_grad_batches": Setting(*v.COUNT),
@@ -150,6 +163,7 @@ SETTINGS: dict[str, Setting] = {
     "callbacks": Setting(*v.GROUP),
     "callbacks.*": Setting(*v.GROUP_OR_NULL, UNSEEN),
     "callbacks.checkpoints": Setting(*v.GROUP, UNSEEN),
+    "callbacks.checkpoints.evaluate": Setting(*v.one_of(("best", "last"), "best or last")),
     "callbacks.finite_weights": Setting(*v.GROUP, UNSEEN),
     "callbacks.epoch_seed": Setting(*v.GROUP, UNSEEN),
     "callbacks.epoch_seed.seed": Setting(*v.SEED, UNSEEN),
@@ -157,10 +171,10 @@ SETTINGS: dict[str, Setting] = {
         *v.one_of(("epoch", "step", None), "epoch, step or null"), UNSEEN
     ),
     "callbacks.average_weights.decay": Setting(*v.INSIDE_0_1),  # a report has it: null, no average
-    "logger": Setting(*v.GROUP),
-    "logger.*": Setting(*v.GROUP_OR_NULL, UNSEEN | Role.NO_EFFECT),
-    "logger.csv.flush_logs_every_n_steps": Setting(*v.COUNT, NO_EFFECT),
-    "logger.tensorboard.flush_secs": Setting(*v.COUNT, NO_EFFECT),
+    "logger": Setting(*v.GROUP, MACHINE),
+    "logger.*": Setting(*v.GROUP_OR_NULL, NO_EFFECT | MACHINE),
+    "logger.csv.flush_logs_every_n_steps": Setting(*v.COUNT, NO_EFFECT | MACHINE),
+    "logger.tensorboard.flush_secs": Setting(*v.COUNT, NO_EFFECT | MACHINE),
     "runs": Setting(  # of report.py, as the following
         lambda value: v.is_text(value) or (v.is_list_of(v.is_text, value) and len(value) > 0),
         "a folder, or several: runs=[a,b]",
@@ -180,6 +194,11 @@ def roles_of(key: str) -> Role:
 def settings_with(role: Role) -> list[str]:
     """The settings that have a role, in the order of the table."""
     return [key for key, setting in SETTINGS.items() if role in setting.roles]
+
+
+def settings_that_need(key: str) -> list[str]:
+    """The settings that mean nothing without another."""
+    return [name for name, setting in SETTINGS.items() if setting.needs == key]
 
 
 def to_plain(cfg: DictConfig) -> dict[str, Any]:

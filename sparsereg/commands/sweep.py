@@ -10,6 +10,8 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from sparsereg.errors import printable
+
 
 class FailedJobs(Callback):
     """Lets a sweep with a failed job run to its end, and then exit with code 1.
@@ -35,7 +37,7 @@ class FailedJobs(Callback):
         if not failed:
             return
         for note in failed:
-            print(f"job {note.name} failed: {note.read_text()}", file=sys.stderr)
+            print(printable(f"job {note.name} failed: {note.read_text()}"), file=sys.stderr)
         shutil.rmtree(self.notes)
         sys.exit(1)
 

@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 
 SMALLEST, LARGEST = 1.2e-38, 3.4e38  # of float32: below it is 0, above it is infinite
 INT32 = 2**31
+MANY = 1000  # items of a list, characters of a text
 Check = Callable[[Any], bool]
 
 
@@ -29,6 +30,25 @@ def is_zero(value: Any) -> bool:
 
 def is_positive(value: Any) -> bool:
     return is_number(value) and value >= SMALLEST
+
+
+def is_plain(value: Any) -> bool:
+    """A value that stands for itself, as one out of a file must: no interpolation, no nesting."""
+    if isinstance(value, list | dict):
+        items = [*value, *value.values()] if isinstance(value, dict) else value
+        plain = (is_plain(item) and not isinstance(item, list | dict) for item in items)
+        return len(value) <= MANY and all(plain)
+    if isinstance(value, str):
+        return "${" not in value and value != "???" and len(value) <= MANY
+    return value is None or isinstance(value, bool | int | float)
+
+
+def is_plain_table(value: Any) -> bool:
+    """One plain value for each of several names."""
+    if not isinstance(value, dict) or len(value) > MANY:
+        return False
+    items = [*value.keys(), *value.values()]
+    return all(is_plain(item) and not isinstance(item, list) for item in items)
 
 
 def is_text(value: Any) -> bool:
@@ -55,6 +75,11 @@ def is_range(value: Any, highest: float = LARGEST) -> bool:
     return value[0] <= value[1] <= highest
 
 
+def is_interval(value: Any) -> bool:
+    """Two numbers of any sign, [low, high]."""
+    return is_list_of(is_number, value) and len(value) == 2 and value[0] < value[1]
+
+
 def is_devices(value: Any) -> bool:
     if isinstance(value, str):
         return value in ("auto", "-1") or value.isdigit()
@@ -77,7 +102,18 @@ def one_of(names: Sequence, words: str | None = None) -> tuple[Check, str]:
     )
 
 
-ANYTHING = (lambda v: True, "anything")
+def by_layer(kind: tuple[Check, str]) -> tuple[Check, str]:
+    """One value for all layers, or {pattern of their names: value}."""
+    check, words = kind
+
+    def check_all(value: Any) -> bool:
+        if not is_group(value):
+            return check(value)
+        return len(value) > 0 and all(is_text(k) and check(v) for k, v in value.items())
+
+    return check_all, f"{words}, or {{layers: number, …}}"
+
+
 GROUP = (is_group, "left as it is")
 GROUP_OR_NULL = (or_null(is_group), "left as it is, or null")
 BOOL = (is_bool, "true or false")
@@ -97,7 +133,6 @@ SEED = (
 )
 TEXT = (is_text, "a path")
 TEXT_OR_NULL = (or_null(is_text), "a path, or null")
-NAME = (is_text, "a name")
 PATTERNS = (lambda v: is_text(v) or is_list_of(is_text, v), "names of layers, with * and ?")
 LIMIT = (
     or_null(lambda v: is_count(v) or (is_positive(v) and v <= 1)),

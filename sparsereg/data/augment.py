@@ -26,7 +26,8 @@ def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     comes last, because there a value for each channel takes twice the time.
     """
     normal = (images - mean.view(1, -1, 1, 1)).div_(std.view(1, -1, 1, 1))
-    return normal.contiguous(memory_format=torch.channels_last)
+    # not `contiguous`, which leaves grey images alone, and so what a convolution makes of them
+    return normal.to(memory_format=torch.channels_last)
 
 
 def augment(

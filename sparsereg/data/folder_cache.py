@@ -1,11 +1,13 @@
 """Splits in one file, built once and rebuilt when the data changed or the file is broken."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from filelock import FileLock
 
+from sparsereg.checkpoint import is_whole
 from sparsereg.data.pipeline import LabelledImages, Splits
 from sparsereg.errors import UserError
 from sparsereg.files import find_damage, replacing
@@ -41,9 +43,26 @@ def _load(path: Path) -> Splits | None:
     try:
         plain = torch.load(path, weights_only=True)
         parts = {name: LabelledImages(*plain.pop(name)) for name in ("train", "val", "test")}
-        return Splits(**parts, **plain)
+        splits = Splits(**parts, **plain)
+        return splits if is_sound(splits) else None
     except Exception:  # a broken pickle can raise nearly anything
         return None
+
+
+def is_sound(splits: Splits) -> bool:
+    """Are these images of one size, with their labels, and numbers to normalise them by?"""
+    parts = (splits.train, splits.val, splits.test)
+    sizes = {tuple(part.images.shape[1:]) for part in parts}
+    images = all(p.images.dtype == torch.uint8 and is_whole(p.images) for p in parts)
+    labels = all(p.labels.dtype == torch.int64 and is_whole(p.labels) for p in parts)
+    return (
+        (images and labels and len(sizes) == 1 and {len(size) for size in sizes} == {3})
+        and all(len(p.images) == len(p.labels) > 0 for p in parts)
+        and all(p.labels.min() >= 0 and p.labels.max() < len(splits.classes) for p in parts)
+        and all(isinstance(name, str) for name in splits.classes)
+        and all(math.isfinite(m) and s > 0 for m, s in zip(splits.mean, splits.std, strict=True))
+        and len(splits.mean) == 3
+    )
 
 
 def _save(splits: Splits, path: Path) -> None:

@@ -1,33 +1,34 @@
 """A folder of images, one sub-folder per class, decoded once and cached."""
 
 import hashlib
+import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torchvision.transforms.functional import center_crop, resize
 
 from sparsereg.data.folder_cache import load_or_build
-from sparsereg.data.pipeline import ImageData, LabelledImages, Splits, require, split
-from sparsereg.errors import UserError
+from sparsereg.data.images import bits_used, read_image, with_several_frames
+from sparsereg.data.pipeline import SPLIT_SEED, ImageData, LabelledImages, Splits, require
+from sparsereg.errors import UserError, printable
 
-CACHE_VERSION = 1  # raise it when the decoding or the contents of the file change
+CACHE_VERSION = 2  # raise it when the decoding or the contents of the file change
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"}
 
 
 class ImageFolder(ImageData):
     """Images in ``root/train/CLASS/*``, ``root/test/CLASS/*`` and perhaps ``root/val/CLASS/*``.
 
-    They are resized (shorter side, bilinear with antialias) and centre-cropped to
-    (3, image_size, image_size).
+    They become (3, image_size, image_size), see `read_image`.
 
     Args:
         root: the folder.
         image_size: height and width in pixels.
-        val_fraction: of the training images, for validation; unused where there is a ``val/``.
+        val_fraction: of the training images of each class, for validation; unused where there is a
+            ``val/``.
         cache_dir: folder for the decoded images. None: ``root/.sparsereg-cache``.
         pipeline: the arguments of `ImageData`.
     """
@@ -62,33 +63,88 @@ class ImageFolder(ImageData):
 
     def _decode(self, parts: dict[str, dict[str, list[Path]]]) -> Splits:
         classes = list(parts["train"])
-        data = {}
+        every = [file for images in parts.values() for files in images.values() for file in files]
+        check_memory(len(every), self.image_size)
+        warn_of_frames(every)
+        bits, data = bits_used(every), {}
         for part, images in parts.items():
             files = [file for name in classes for file in images[name]]
             labels = [label for label, name in enumerate(classes) for _ in images[name]]
-            print(f"decoding {len(files)} images of {self.root / part}, once", flush=True)
-            data[part] = LabelledImages(decode(files, self.image_size), torch.tensor(labels))
+            place = printable(self.root / part)
+            print(f"decoding {len(files)} images of {place}, once", flush=True)
+            data[part] = LabelledImages(decode(files, self.image_size, bits), torch.tensor(labels))
         if "val" not in data:
-            count = len(data["train"].labels)
-            held_out = max(1, round(count * self.val_fraction))
-            data["train"], data["val"] = split(data["train"], count - held_out, held_out)
+            data["train"], data["val"] = split_classes(data["train"], self.val_fraction)
+            warn_of_classes(data["val"].labels, classes)
         mean, std = statistics(data["train"].images)
         return Splits(**data, classes=classes, mean=mean, std=std)
+
+
+def check_memory(images: int, size: int) -> None:
+    """Raise UserError for images that this machine cannot hold."""
+    needed = images * 3 * size**2
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > 0.8 * memory:
+        raise UserError(
+            f"data.image_size={size}: {images} images take {needed / 1e9:,.0f} GB, and this "
+            f"machine has {memory / 1e9:,.0f} GB"
+        )
+
+
+def warn_of_frames(files: list[Path]) -> None:
+    if moving := with_several_frames(files):
+        first = printable(moving[0])
+        say(f"of {len(moving)} files with several frames the first is used ({first}, …)")
+
+
+def warn_of_classes(labels: Tensor, classes: list[str]) -> None:
+    """A validation set that was split off may lack classes with few images."""
+    present = {*labels.tolist()}
+    if absent := [name for label, name in enumerate(classes) if label not in present]:
+        say(f"no validation image of {printable(', '.join(absent))}: there are too few to share")
+
+
+def say(warning: str) -> None:
+    print(f"warning: {warning}", file=sys.stderr, flush=True)
+
+
+def split_classes(data: LabelledImages, fraction: float) -> list[LabelledImages]:
+    """Training and validation part, each class by itself: a random share of its images, of which at
+    least one stays for training. The same on every call."""
+    generator = torch.Generator().manual_seed(SPLIT_SEED)
+    held_out = torch.zeros(len(data.labels), dtype=torch.bool)
+    counts = data.labels.bincount()
+    for label, count in enumerate(counts.tolist()):
+        share = min(round(count * fraction), count - 1)
+        if count == counts.max() and not held_out.any():  # in all, one at least
+            share = max(share, min(1, count - 1))
+        order = torch.randperm(count, generator=generator)
+        held_out[torch.nonzero(data.labels == label).flatten()[order[:share]]] = True
+    if not held_out.any():
+        raise UserError("data.root has one training image a class: none is left for validation")
+    return [LabelledImages(data.images[part], data.labels[part]) for part in (~held_out, held_out)]
 
 
 def find_images(root: Path) -> dict[str, dict[str, list[Path]]]:
     """Part ("train", "test", perhaps "val") -> class -> files, the latter two sorted by name.
 
     Raises:
-        UserError: if a part or class is missing or empty, or the parts' classes differ.
+        UserError: if a part or class is missing, empty or unreadable, or the parts' classes differ.
     """
-    if not root.is_dir():
-        raise UserError(f"data.root={root} is not a folder")
-    parts = {}
-    for part in ("train", "val", "test"):
-        if part != "val" or (root / part).exists():
-            parts[part] = _classes(root / part)
-            _check_same_classes(part, set(parts["train"]), set(parts[part]))
+    try:
+        if not root.is_dir():
+            raise UserError(f"data.root={root} is not a folder")
+        parts = {}
+        for part in ("train", "val", "test"):
+            if part != "val" or (root / part).exists():
+                parts[part] = _classes(root / part)
+                _check_same_classes(part, set(parts["train"]), set(parts[part]))
+    except OSError as error:
+        reason = f"{error.strerror}: {error.filename}"
+        raise UserError(f"data.root={root} cannot be read ({reason})") from error
+    if len(parts["train"]) == 1:
+        [name] = parts["train"]
+        raise UserError(f"data.root={root} has one class alone, {name}: nothing to tell apart")
     return parts
 
 
@@ -100,12 +156,13 @@ def folder_state(root: Path, parts: dict[str, dict[str, list[Path]]]) -> str:
     return _digest(repr(sorted(state)))
 
 
-def decode(files: list[Path], size: int) -> Tensor:
-    """Images of any size and mode -> uint8 (N, 3, size, size). UserError names a bad file."""
+def decode(files: list[Path], size: int, bits: int = 16) -> Tensor:
+    """Images of any size and mode -> uint8 (N, 3, size, size), see `read_image`. UserError names a
+    bad file."""
     images = np.empty((len(files), 3, size, size), dtype=np.uint8)
 
     def decode_one(i: int) -> None:
-        images[i] = _decode_file(files[i], size).transpose(2, 0, 1)
+        images[i] = read_image(files[i], size, bits).transpose(2, 0, 1)
 
     with ThreadPoolExecutor() as pool:
         for _ in pool.map(decode_one, range(len(files))):
@@ -129,17 +186,36 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
     """Class -> its image files, both sorted by name."""
     if not folder.is_dir():
         raise UserError(f"data.root has no folder {folder}; it needs train/CLASS/ and test/CLASS/")
-    classes = {f.name: _images(f) for f in sorted(folder.iterdir()) if f.is_dir() and _shown(f)}
+    shown = [path for path in sorted(folder.iterdir()) if _shown(path)]
+    for path in shown:
+        _check_leads_somewhere(path)
+    classes = {path.name: _images(path) for path in shown if path.is_dir()}
     if not classes:
         raise UserError(f"{folder} has no class folders; expected {folder}/CLASS/*.jpg")
     return classes
 
 
 def _images(folder: Path) -> list[Path]:
-    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and _shown(f))
+    shown = [path for path in folder.iterdir() if _shown(path)]
+    files = sorted(path for path in shown if path.suffix.lower() in SUFFIXES)
     if not files:
         raise UserError(f"{folder} has no images ({', '.join(sorted(SUFFIXES))}); add or remove it")
+    for file in files:
+        _check_leads_somewhere(file)
+        if not file.is_file():
+            raise UserError(f"{file} is no regular file: remove it")
+    unknown = {path.suffix for path in shown if path.suffix.lower() not in SUFFIXES}
+    if len(shown) > 2 * len(files):
+        raise UserError(
+            f"{folder} has {len(shown)} files, of which {len(files)} are read: remove the others "
+            f"({', '.join(sorted(unknown)[:5])}), or convert them"
+        )
     return files
+
+
+def _check_leads_somewhere(path: Path) -> None:
+    if path.is_symlink() and not path.exists():
+        raise UserError(f"{path} is a link that leads nowhere: remove it")
 
 
 def _shown(path: Path) -> bool:
@@ -154,16 +230,6 @@ def _check_same_classes(part: str, expected: set[str], found: set[str]) -> None:
             f"the class folders of {part}/ differ from those of train/: "
             f"missing: {missing}; not in train/: {unknown}"
         )
-
-
-def _decode_file(file: Path, size: int) -> np.ndarray:
-    """uint8 (size, size, 3)."""
-    try:
-        with Image.open(file) as image:
-            image = resize(image.convert("RGB"), size)  # shorter side; bilinear, antialiased
-            return np.asarray(center_crop(image, size))
-    except Exception as error:  # a damaged file can raise nearly anything
-        raise UserError(f"cannot read the image {file} ({error}); replace or remove it") from error
 
 
 def _digest(text: str) -> str:

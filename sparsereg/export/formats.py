@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from sparsereg.checkpoint import load, read_checkpoint, save
 from sparsereg.compact import compact
@@ -29,17 +29,30 @@ def cut_file(path: str | Path, round_to: int = 1) -> Path:
         UserError: see `load` and `compact`; or the file cannot be written.
     """
     path, checkpoint, net = Path(path), read_checkpoint(path), load(path)
-    small = compact(net, round_to)
     dense = dense_size(net, checkpoint["sparsereg"]["data"]["image_shape"])
-    network = describe(small) | {"dense": dense}
-    state = {f"net.{name}": tensor for name, tensor in small.state_dict().items()}
     file = compact_folder(path, round_to) / "compact.pt"
+    write_compact(compact(net, round_to), dense, checkpoint["sparsereg"], file)
+    return file
+
+
+def write_compact(small: fx.GraphModule, dense: dict, record: dict, file: Path) -> None:
+    """Write a cut network as a file that train.py, test.py and `sparsereg.load` take.
+
+    Args:
+        small: the network.
+        dense: `params` and `macs` of the one that it was cut from.
+        record: what the checkpoint of that one has under `sparsereg`.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     try:
-        file.parent.mkdir(exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write {file.parent}: {error.strerror}") from error
-    save({"state_dict": state, "sparsereg": checkpoint["sparsereg"] | {"network": network}}, file)
-    return file
+    state = {f"net.{name}": tensor for name, tensor in small.state_dict().items()}
+    network = describe(small) | {"dense": dense}
+    save({"state_dict": state, "sparsereg": record | {"network": network}}, file)
 
 
 def export(net: nn.Module, image_shape: tuple[int, int, int], folder: Path) -> dict[str, float]:

@@ -9,6 +9,7 @@ from rich.table import Table
 from torch import nn
 
 from sparsereg.compact import compact, fold, without_gates
+from sparsereg.errors import printable
 from sparsereg.export.latency import compare_latency, machine, speedup
 from sparsereg.graph.channels import ChannelGraph
 from sparsereg.graph.readers import kept
@@ -89,7 +90,7 @@ def print_report(results: dict) -> None:
     console.print(f"sparsity {results['sparsity']:.4f}")
     console.print(open_channels_table(results["open_channels"]))
     for layer, why in results["not_removable"].items():
-        console.print(f"{layer} cannot be removed: {why}")
+        print(printable(f"{layer} cannot be removed: {why}"))
 
 
 def numbers_table(*columns: str) -> Table:

@@ -18,6 +18,7 @@ from sparsereg.model.layers import (
     ChannelSelect,
     ChannelShift,
     ImageShape,
+    MaxPool,
     SameConv2d,
 )
 
@@ -60,7 +61,7 @@ POOLS = (
     *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
     *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool2d),
     *(nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.Upsample, nn.UpsamplingNearest2d),
-    *(nn.UpsamplingBilinear2d, nn.LPPool2d),
+    *(nn.UpsamplingBilinear2d, nn.LPPool2d, MaxPool),
 )
 MODULES = {  # exactly these types: a subclass may compute something else
     **rows(Kind.SCALE, nn.ReLU, nn.LeakyReLU, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d),

@@ -9,10 +9,12 @@ from itertools import chain
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from sparsereg import choices
+from sparsereg.model import fused
 from sparsereg.model.basic_l0_blocks import L0Gate, draw_gates
-from sparsereg.model.layers import BatchNorm, joint_batch_norm
+from sparsereg.model.layers import BatchNorm, MaxPool, normalise
 
 STEM_CHANNELS = 64
 REDUCE = ((32, 16),) * 6 + ((48, 16),) * 2  # channels of the 1x1 reductions before 3x3 and 5x5
@@ -37,12 +39,19 @@ ACTIVATIONS = {  # name: (module, gain of the Kaiming initialisation)
 assert tuple(ACTIVATIONS) == choices.ACTIVATIONS, "the names that act_fn_name may have"
 
 
-def conv_bn_act(c_in: int, c_out: int, kernel_size: int, act_fn_name: str) -> nn.Sequential:
+class ConvNormAct(nn.Sequential):
     """Convolution, BatchNorm, activation: (N, c_in, H, W) -> (N, c_out, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv, norm, act_fn = self
+        return normalise([conv(x)], [norm], act_fn)
+
+
+def conv_bn_act(c_in: int, c_out: int, kernel_size: int, act_fn_name: str) -> ConvNormAct:
     act_fn, gain = ACTIVATIONS[act_fn_name]
     conv = nn.Conv2d(c_in, c_out, kernel_size, padding=kernel_size // 2)
     nn.init.normal_(conv.weight, std=gain / (c_in * kernel_size**2) ** 0.5)  # Kaiming, fan-in
-    return nn.Sequential(conv, BatchNorm(c_out), act_fn())
+    return ConvNormAct(conv, BatchNorm(c_out), act_fn())
 
 
 class InceptionBlock(nn.Module):
@@ -68,7 +77,7 @@ class InceptionBlock(nn.Module):
         def conv(c_in, c_out, kernel_size):
             return conv_bn_act(c_in, c_out, kernel_size, act_fn_name)
 
-        pool = nn.MaxPool2d(3, stride=1, padding=1)
+        pool = MaxPool()
         self.branches = nn.ModuleDict(
             {
                 "1x1": conv(c_in, w1, 1),
@@ -89,26 +98,43 @@ class InceptionBlock(nn.Module):
         """`drawn`: values of all gates of the block, (N or 1, C) for C in `gate_widths`, that
         GoogleNet has drawn with those of the other blocks; none: every gate has its own. Those of
         the outputs, the first, are left to GoogleNet."""
-        inputs = [x, *self.reduce(x, drawn[1:]), self.branches["max"][0](x)]
         last = [self.branches["1x1"], *(self.branches[name][1] for name in ("3x3", "5x5", "max"))]
+        convs, norms, act_fns = zip(*last, strict=True)
         is_trace = isinstance(x, fx.Proxy)  # which shows the branches one by one, to insert_gates
         if drawn or (self.training and not self.gates and not is_trace):
-            convs, norms, act_fns = zip(*last, strict=True)
-            y = torch.cat([conv(y) for conv, y in zip(convs, inputs, strict=True)], dim=1)
-            return act_fns[0](joint_batch_norm(y, norms))
+            first, reduced = self.pointwise(x) if fused.takes(x) else (None, self.reduce(x))
+            inputs = [*self.gate_reduced(reduced, drawn[1:]), self.branches["max"][0](x)]
+            first = convs[0](x) if first is None else first
+            outputs = [first, *(conv(y) for conv, y in zip(convs[1:], inputs, strict=True))]
+            return normalise(outputs, norms, act_fns[0])
+        inputs = [x, *self.gate_reduced(self.reduce(x), ()), self.branches["max"][0](x)]
         outputs = [layer(y) for layer, y in zip(last, inputs, strict=True)]
         if self.gates:
             outputs = [gate(y) for gate, y in zip(self.gates.values(), outputs, strict=True)]
         return torch.cat(outputs, dim=1)
 
-    def reduce(self, x: Tensor, drawn: Sequence[Tensor]) -> list[Tensor]:
+    def reduce(self, x: Tensor) -> list[Tensor]:
+        """The 1x1 reductions before the 3x3 and the 5x5 convolution."""
+        return [self.branches[name][0](x) for name in ("3x3", "5x5")]
+
+    def pointwise(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """What the 1x1 convolutions make of x, as one convolution: that of the 1x1 branch, without
+        its BatchNorm, and the two reductions. For kernels that need no copy of each part."""
+        branches = self.branches["1x1"], self.branches["3x3"][0], self.branches["5x5"][0]
+        convs, norms, act_fns = zip(*branches, strict=True)
+        weight, bias = (torch.cat([getattr(c, n) for c in convs]) for n in ("weight", "bias"))
+        y = F.conv2d(x, weight, bias).split([conv.out_channels for conv in convs], dim=1)
+        reduced = zip(y[1:], norms[1:], act_fns[1:], strict=True)
+        return y[0], [normalise([y], [norm], act_fn) for y, norm, act_fn in reduced]
+
+    def gate_reduced(self, reduced: Sequence[Tensor], drawn: Sequence[Tensor]) -> list[Tensor]:
         """Inputs of the 3x3 and of the 5x5 convolution, (N, width of the reduction, H, W)."""
-        reduced = {name: self.branches[name][0](x) for name in ("3x3", "5x5")}
         if drawn:
-            return [y * z[:, :, None, None] for y, z in zip(reduced.values(), drawn, strict=True)]
+            return [y * z[:, :, None, None] for y, z in zip(reduced, drawn, strict=True)]
         if self.reduction_gates:
-            return [self.reduction_gates[name](y) for name, y in reduced.items()]
-        return list(reduced.values())
+            gates = self.reduction_gates.values()
+            return [gate(y) for gate, y in zip(gates, reduced, strict=True)]
+        return list(reduced)
 
 
 class GoogleNet(nn.Module):
@@ -161,7 +187,7 @@ class GoogleNet(nn.Module):
                 gate_reductions,
             )
             c_in = sum(width)
-        self.pool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.pool = MaxPool(stride=2)
         self.head = nn.Sequential(
             nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c_in, num_classes)
         )

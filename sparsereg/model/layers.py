@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparsereg.model import fused
+
 
 class BatchNorm(nn.BatchNorm2d):
     """nn.BatchNorm2d without counting batches, which a fixed momentum never reads.
@@ -14,25 +16,56 @@ class BatchNorm(nn.BatchNorm2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        if fused.normalises(self, x):
+            return self.fused([x])
         statistics = self.running_mean, self.running_var
         affine = self.weight, self.bias
         return F.batch_norm(x, *statistics, *affine, self.training, self.momentum, self.eps)
 
+    def fused(self, xs: Sequence[Tensor], relu: bool = False) -> Tensor:
+        statistics = self.running_mean, self.running_var
+        return fused.batch_norm(
+            xs, statistics, self.weight, self.bias, self.momentum, self.eps, relu
+        )
 
-def joint_batch_norm(x: Tensor, norms: Sequence[BatchNorm]) -> Tensor:
-    """The same as each of `norms` on its own part of the channels of `x`, (N, sum of widths, H, W),
-    in one operation: on a CPU, torch's is slow for few channels (docs/performance.md)."""
+
+def normalise(xs: Sequence[Tensor], norms: Sequence[BatchNorm], act_fn: nn.Module) -> Tensor:
+    """The activation of the BatchNorms of all `xs`, concatenated: (N, sum of widths, H, W).
+
+    One operation for all of them: on a CPU, torch's is slow for few channels (docs/performance.md).
+    """
+    if len(norms) == 1:
+        [x], [norm] = xs, norms
+        is_usual = isinstance(act_fn, nn.ReLU) and isinstance(norm, BatchNorm)
+        if is_usual and fused.normalises(norm, x):
+            return norm.fused([x], relu=True)
+        return act_fn(norm(x))
     mean, var, weight, bias = (
         torch.cat([getattr(norm, name) for norm in norms])  # (sum of widths,)
         for name in ("running_mean", "running_var", "weight", "bias")
     )
     training, momentum, eps = norms[0].training, norms[0].momentum, norms[0].eps
-    y = F.batch_norm(x, mean, var, weight, bias, training, momentum, eps)
+    if isinstance(act_fn, nn.ReLU) and all(map(fused.normalises, norms, xs)):
+        y = fused.batch_norm(xs, (mean, var), weight, bias, momentum, eps, relu=True)
+    else:
+        x = torch.cat(list(xs), dim=1)
+        y = act_fn(F.batch_norm(x, mean, var, weight, bias, training, momentum, eps))
     if training:
         widths = [norm.num_features for norm in norms]
         statistics = [norm.running_mean for norm in norms] + [norm.running_var for norm in norms]
+        # in one kernel; torch's optimizers use it, and it has no public name
         torch._foreach_copy_(statistics, [*mean.split(widths), *var.split(widths)])
     return y
+
+
+class MaxPool(nn.MaxPool2d):
+    """3x3 max-pooling with padding 1."""
+
+    def __init__(self, stride: int = 1):
+        super().__init__(3, stride, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return fused.max_pool(x, self.stride) if fused.takes(x) else super().forward(x)
 
 
 class ChannelScale(nn.Module):

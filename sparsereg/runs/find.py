@@ -9,10 +9,8 @@ import json
 import os
 from pathlib import Path
 
-import yaml
-
 from sparsereg.commands.comparable import reported_settings
-from sparsereg.errors import UserError
+from sparsereg.errors import UserError, printable
 from sparsereg.runs.folder import (
     read_config,
     read_latency,
@@ -34,12 +32,15 @@ def find_runs(roots: list[str]) -> list[Run]:
     Raises:
         UserError: a root does not exist, or there is no run at all.
     """
-    runs = []
-    for root in map(Path, roots):
+    runs, folders = [], [Path(root) for root in roots]
+    for root in folders:
         if not root.exists():
             raise UserError(f"runs={root} does not exist; name a folder of runs, as runs=outputs")
-        files = [root] if root.is_file() else sorted(root.glob("*.csv"))
-        found = read_folders(root) + [run for file in files for run in read_record(file)]
+        files = [root]
+        if root.is_dir():
+            files = sorted(file for file in root.glob("*.csv") if not file.is_dir())
+        found = [run for file in files for run in read_record(file)]
+        found += read_folders(root, folders) if root.is_dir() else []
         runs += sorted(found, key=lambda run: natural(run.name))
     if not runs:
         where = ", ".join(map(str, roots))
@@ -58,31 +59,38 @@ def read_record(file: Path) -> list[Run]:
     try:
         return read_records(file)
     except (OSError, ValueError) as error:
-        return [Run(file.name, None, "broken", one_line(file.name, error))]
+        return [Run(printable(file.name), None, "broken", one_line(file.name, error))]
 
 
-def read_folders(root: Path) -> list[Run]:
+def read_folders(root: Path, roots: list[Path]) -> list[Run]:
     runs = []
-    for path, inner, files in os.walk(root):
+
+    def unreadable(error: OSError) -> None:
+        name = printable(error.filename)
+        runs.append(Run(name, Path(error.filename), "broken", one_line("folder", error)))
+
+    for path, inner, files in os.walk(root, onerror=unreadable):
         if FILES & set(files):
             inner.clear()  # no runs inside runs
             folder = Path(path)
             name = str(folder.relative_to(root)).replace("lightning_logs/", "")
-            runs.append(read_run(Run(folder.name if name == "." else name, folder)))
+            run = Run(printable(folder.name if name == "." else name), folder)
+            runs.append(read_run(run, roots))
     return runs
 
 
-def read_run(run: Run) -> Run:
+def read_run(run: Run, roots: list[Path]) -> Run:
     """Fill in what its files say, or why they do not."""
     try:
-        run.settings = reported_settings(started_with(read_config(run.folder)))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        config = started_with(read_config(run.folder), run.folder, roots)
+        run.settings = reported_settings(config)
+    except (OSError, ValueError) as error:
         run.status, run.why = "broken", one_line("config.yaml", error)
         return run
     try:
         summary = read_summary(run.folder)
     except FileNotFoundError:
-        run.status, run.why = "unfinished", why_unfinished(run.folder)
+        run.status, run.why = "unfinished", printable(why_unfinished(run.folder))
         return run
     except (OSError, ValueError) as error:
         run.status, run.why = "broken", one_line("summary.json", error)
@@ -91,7 +99,7 @@ def read_run(run: Run) -> Run:
     run.open_channels = summary.get("open_channels", {})
     try:
         run.results |= read_latency(run.folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         run.why = one_line("no latency: checkpoints/best_compact/report.json", error)
     return run
 
@@ -99,4 +107,5 @@ def read_run(run: Run) -> Run:
 def one_line(file: str, error: Exception) -> str:
     """What is wrong with a file, in one line of bearable length."""
     text = " ".join(str(getattr(error, "strerror", None) or error).split())
-    return f"{file}: {text}" if len(text) <= 160 else f"{file}: {text[:159]}…"
+    text = text if len(text) <= 160 else f"{text[:159]}…"
+    return printable(f"{file}: {text}")

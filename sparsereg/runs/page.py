@@ -7,9 +7,10 @@ from html import escape
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from sparsereg.errors import printable
 from sparsereg.runs.pictures import STYLE, accuracy_picture, run_pictures
 from sparsereg.runs.records import Run
-from sparsereg.runs.table import Row, differing_settings, settings_text, table
+from sparsereg.runs.table import Row, differing_settings, setting_text, settings_text, table
 
 HEAD = """<!DOCTYPE html>
 <html lang="en">
@@ -67,7 +68,7 @@ def accuracy_figures(rows: list[Row]) -> str:
     """One for each data set: accuracies of different ones do not compare."""
     by_data: dict[str, list[Row]] = {}
     for row in rows:
-        data = row.settings.get("data.name") or row.settings.get("data", "")
+        data = setting_text(row.settings.get("data.name") or row.settings.get("data", ""))
         by_data.setdefault(data, []).append(row)
     return side_by_side(
         {
@@ -85,8 +86,8 @@ def pictures_of_runs(runs: list[Run], limit: int, keys: list[str]) -> tuple[list
     for run in gated[:limit]:
         try:
             pictures = side_by_side(run_pictures(run))
-        except (OSError, ValueError, LookupError) as error:
-            problems.append(f"{run.name}: no pictures: {error}")
+        except Exception as error:  # its curves may hold anything: the others are drawn
+            problems.append(printable(f"{run.name}: no pictures: {error}"))
             continue
         note = escape(settings_text(run.settings, keys))
         parts += [f"<h3>{escape(run.name)}</h3>", f'<p class="note">{note}</p>', pictures]

@@ -11,9 +11,12 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
+from sparsereg.errors import printable
 from sparsereg.runs.records import Run, natural
 
+LONGEST = 200  # characters of a cell
 BEFORE = ("data", "data.name", "model", "start", "lambda_l0", "target_sparsity", "cost")
 AFTER = (  # the results, in this order, then the other settings by name
     *("droprate_init", "gate_lr", "trainer.max_epochs", "optimizer", "optimizer.lr", "scheduler"),
@@ -46,12 +49,14 @@ class Row:
         return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
     def seeds(self) -> str:
-        seeds = sorted((str(run.settings.get("seed", "?")) for run in self.runs), key=natural)
+        seeds = [setting_text(run.settings.get("seed", "?")) for run in self.runs]
+        seeds.sort(key=natural)
         return f"{len(seeds)} ({', '.join(seeds)})"
 
     def checkpoint(self) -> str:
         """Of the seed with the highest validation accuracy."""
-        return max(self.runs, key=lambda run: run.results["val_acc"]).results.get("checkpoint", "")
+        best = max(self.runs, key=lambda run: run.results["val_acc"])
+        return printable(best.results.get("checkpoint", ""))
 
 
 def group_seeds(runs: Iterable[Run]) -> list[Row]:
@@ -110,7 +115,8 @@ def setting_text(value: Any) -> str:
         return ""
     if isinstance(value, float):
         return f"{value:g}"
-    return value if isinstance(value, str) else json.dumps(value)
+    text = value if isinstance(value, str) else json.dumps(value)
+    return printable(text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…")
 
 
 def mean_text(mean: float | None, sd: float, factor: float, style: str) -> str:
@@ -144,5 +150,6 @@ def rich_table(rows: list[Row]) -> Table:
         shown.add_column(heading, no_wrap=heading != "seeds", justify="right")
     for number, (row, results) in enumerate(zip(rows, cells, strict=True), 1):
         results = [result.replace(" ±", "\n±") for result in results]
-        shown.add_row(str(number), settings_text(row.settings, keys), *results)
+        cells_of_row = (settings_text(row.settings, keys), *results)
+        shown.add_row(str(number), *map(Text, cells_of_row))  # as it is, brackets too
     return shown

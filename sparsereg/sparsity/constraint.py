@@ -1,15 +1,12 @@
 """A sparsity that is asked for: λ becomes a Lagrange multiplier (Gallego-Posada et al. 2022,
 *Controlled Sparsity via Constrained Optimization*, arXiv 2208.04425)."""
 
-import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from sparsereg.choices import SETTLED, TARGET_WARMUP
-from sparsereg.errors import UserError
-from sparsereg.model.basic_l0_blocks import deterministic_gate, gate_layers
-from sparsereg.sparsity.cost import ExpectedCost
 
 TOLERANCE = 0.01  # by which a sparsity may miss its target
 DUAL_TRAVEL = 200.0  # default of dual_lr · (1 - target) · steps: higher targets need a larger λ
@@ -28,7 +25,7 @@ class SparsityConstraint(nn.Module):
     are settled: those that the target leaves open are fixed (`selection`), and the weights adapt.
 
     Args:
-        target: sparsity in (0, 1).
+        target: sparsity in (0, 1), or several, each with a λ of its own.
         dual_lr: rate of the ascent, per step; None: `DUAL_TRAVEL` / (1 - target) / steps.
         target_warmup: epochs in which the bound falls; None: `TARGET_WARMUP` of the run.
         settle_epochs: epochs with settled gates; None: `SETTLED` of the run.
@@ -36,18 +33,21 @@ class SparsityConstraint(nn.Module):
 
     def __init__(
         self,
-        target: float,
+        target: float | Sequence[float],
         dual_lr: float | None = None,
         target_warmup: float | None = None,
         settle_epochs: float | None = None,
     ):
         super().__init__()
-        self.target = target
+        if isinstance(target, Sequence):
+            self.register_buffer("target", torch.tensor(target), persistent=False)
+        else:
+            self.target = target
         self.dual_lr = dual_lr
         self.target_warmup = target_warmup
         self.settle_epochs = settle_epochs
         self.settled = False
-        self.register_buffer("multiplier", torch.zeros(()))  # λ
+        self.register_buffer("multiplier", torch.zeros(torch.as_tensor(target).shape))  # λ
 
     def get_extra_state(self) -> dict:
         return {"settled": self.settled}
@@ -64,31 +64,11 @@ class SparsityConstraint(nn.Module):
         self.settle_at = min(1 - (SETTLED if settle is None else settle / epochs), last_step)
         self.warmup = min(TARGET_WARMUP, self.settle_at) if warmup is None else warmup / epochs
 
-    def bound(self, progress: float) -> float:
-        """The expected cost that is allowed after this share of the run."""
+    def bound(self, progress: float) -> float | Tensor:
+        """The expected cost that is allowed after this share of the run, () or (targets,)."""
         return 1 - self.target * (min(1.0, progress / self.warmup) if self.warmup else 1.0)
 
     def ascend(self, expected: Tensor, progress: float) -> None:
-        """One step of λ, given E[cost], () each."""
+        """One step of λ, given E[cost], () each or (targets,)."""
         raised = (self.multiplier + self.rate * (expected - self.bound(progress))).clamp(min=0)
         self.multiplier.copy_(torch.where(expected > 1 - self.target, raised, 0.0))
-
-
-def check_reach(
-    target: float, cost: str, expected_cost: ExpectedCost, min_open: int, net: nn.Module
-) -> None:
-    """Raise UserError for a target that closing gates of `net` cannot lead to."""
-    highest = expected_cost.highest_sparsity(cost, min_open)
-    if target > highest:
-        at_most = math.floor(highest * 10_000) / 10_000
-        raise UserError(
-            f"target_sparsity={target} of cost={cost} is out of reach: with the gates of this "
-            f"network and min_open_channels={min_open} the highest is {at_most}"
-        )
-    qz_loga = [gate.qz_loga.detach() for gate in gate_layers(net).values()]
-    present = expected_cost.sparsity(deterministic_gate(torch.cat(qz_loga)) > 0)[cost]
-    if present > target + TOLERANCE:
-        raise UserError(
-            f"target_sparsity={target}, but the gates start at {present:.4f} (cost={cost}): choose "
-            "a higher target, or open gates with keep_gates=false and a small droprate_init"
-        )

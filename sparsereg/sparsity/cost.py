@@ -19,12 +19,14 @@ from sparsereg.graph.layers import plain_copy
 from sparsereg.graph.moves import call
 from sparsereg.graph.operations import Kind, is_layer
 from sparsereg.model.basic_l0_blocks import gate_layers
+from sparsereg.sparsity.groups import group_sizes
 from sparsereg.sparsity.macs import count_macs
 from sparsereg.sparsity.presence import NEVER, Presences, bottlenecks
 
 
 class ExpectedCost(nn.Module):
-    """E[channels], E[parameters] and E[multiply-adds] of the cut network, in shares of the dense.
+    """E[channels], E[parameters] and E[multiply-adds] of the cut network, in shares of the dense;
+    and the paper's own price: each gate counts the weights of its group, whatever the others do.
 
     Every layer is a few terms, one for each set of gates of which one has to be open for its output
     channels to be read (`presence`):
@@ -57,12 +59,17 @@ class ExpectedCost(nn.Module):
         self.register_buffer("channel_gate", channels.channel_gate, persistent=False)
         self.selects_features = bool(channels.channel_gate.any())
         self.register_buffer("channel", channel_places(self), persistent=False)
+        sizes = torch.zeros(self.num_gates)
+        sizes[self.order[1:] - 1] = group_sizes(channels)[1:]
+        self.register_buffer("group_sizes", sizes, persistent=False)
         groups = [self.order[torch.tensor(gates)] - 1 for gates in bottlenecks(channels)]
         self.narrowest = min(map(len, groups), default=self.num_gates)
         groups.append(torch.empty(0, dtype=torch.long))  # pad_sequence wants one
         padded = pad_sequence(groups, batch_first=True, padding_value=self.num_gates)[:-1]
         self.register_buffer("bottlenecks", padded, persistent=False)  # (groups, largest)
         self.dense = self.count(torch.ones(self.num_gates))
+        shares = self.group_sizes / self.dense["weights"]
+        self.register_buffer("group_shares", shares, persistent=False)
 
     def forward(self, prob_open: Tensor) -> dict[str, Tensor]:
         """`prob_open`: for each gate P(z ≠ 0), in the order of `gate_layers(net)`, (gates,).
@@ -74,13 +81,18 @@ class ExpectedCost(nn.Module):
             "channels": prob_open.mean(),
             "params": params / self.dense["params"],
             "macs": macs / self.dense["macs"],
+            # autocast would make @ a bfloat16 product
+            "weights": (prob_open * self.group_shares).sum(),
         }
 
     def count(self, is_open: Tensor) -> dict[str, int]:
         """The cost of the network cut to these gates, (gates,), in numbers."""
         exact = copy.deepcopy(self).cpu().double()
-        params, macs = exact.totals(is_open.cpu().double()).round().tolist()
-        return {"channels": int(is_open.sum()), "params": int(params), "macs": int(macs)}
+        is_open = is_open.cpu().double()
+        params, macs = exact.totals(is_open).round().tolist()
+        weights = (is_open @ exact.group_sizes).item()
+        counts = {"channels": is_open.sum().item(), "params": params, "macs": macs}
+        return {name: int(n) for name, n in (counts | {"weights": weights}).items()}
 
     def blocked(self, is_open: Tensor) -> bool:
         """Is a bottleneck closed, and `count` no longer exact?"""
@@ -109,9 +121,13 @@ class ExpectedCost(nn.Module):
 
     def highest_sparsity(self, name: str, min_open: int) -> float:
         """What is left to ask for, with so many open channels in each bottleneck."""
+        return self.sparsity(self.smallest(name, min_open))[name]
+
+    def smallest(self, name: str, min_open: int) -> Tensor:
+        """The gates of the network that has no less than that, (gates,), 1 or 0."""
         is_open = torch.zeros(self.num_gates)
         is_open[self.cheapest(name, min_open).cpu()] = 1
-        return self.sparsity(is_open)[name]
+        return is_open
 
     def totals(self, prob_open: Tensor) -> Tensor:
         """Expected parameters and multiply-adds, (2,)."""

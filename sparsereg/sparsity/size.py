@@ -4,9 +4,12 @@ the tensors of the networks themselves."""
 import copy
 
 import torch
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from torch import nn
 
+from sparsereg.errors import printable
 from sparsereg.model.basic_l0_blocks import L0Gate, deterministic_gate, gate_layers
 from sparsereg.sparsity.macs import count_macs
 from sparsereg.surgery.compaction import cut_closed
@@ -42,13 +45,13 @@ def open_channels_table(layers: dict[str, int]) -> Table:
     if not all("/" in name for name in layers):
         table = Table("open channels of", "all")
         for layer, width in layers.items():
-            table.add_row(layer, str(width))
+            table.add_row(Text(printable(layer)), str(width))
         return table
     branches = list(dict.fromkeys(name.split("/")[1] for name in layers))
-    table = Table("open channels", *branches, "all")
+    table = Table("open channels", *map(escape, map(printable, branches)), "all")
     for block in dict.fromkeys(name.split("/")[0] for name in layers):
         widths = [layers[f"{block}/{branch}"] for branch in branches]
-        table.add_row(block, *map(str, widths), str(sum(widths)))
+        table.add_row(Text(printable(block)), *map(str, widths), str(sum(widths)))
     return table
 
 
@@ -69,7 +72,8 @@ def measure(net: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, floa
 
 def sparsities(net: nn.Module, size: dict[str, float]) -> dict[str, float]:
     """1 - cost of the cut network / cost of the dense one, by name of the cost, from `measure`."""
-    found = {name: 1 - size[name] / size[f"dense_{name}"] for name in ("params", "macs")}
+    counted = [name for name in ("params", "macs", "weights") if name in size]
+    found = {name: 1 - size[name] / size[f"dense_{name}"] for name in counted}
     gates = [gate.qz_loga for gate in gate_layers(net).values()]
     if gates:
         found["channels"] = 1 - sum(open_channels(net).values()) / sum(map(len, gates))

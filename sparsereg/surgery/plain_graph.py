@@ -2,22 +2,18 @@
 network it came from, and loading it runs nothing that the file brings along."""
 
 import inspect
-import re
-from keyword import iskeyword
-from operator import attrgetter
+import operator
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from sparsereg.errors import UserError
-from sparsereg.graph.operations import FUNCTIONS, METHODS, MODULES, NAMES, Kind, resolve_name
+from sparsereg.graph.operations import METHODS, NAMES, resolve_name
+from sparsereg.surgery.description import DTYPES, TYPES, check_description
 
-TYPES = {known.__name__: known for known, kind in MODULES.items() if kind != Kind.GATE}
-NAME = re.compile(r"\w+(\.\w+)*")
-LAYER_NAME = re.compile(r"[\w-]+(\.[\w-]+)*")
-DTYPES = ("float16", "bfloat16", "float32", "float64", "int32", "int64", "bool")
 PLAIN = (bool, int, float, str, type(None))
+MOST_NUMBERS = 2**30  # of all results for one image, 4 GB
 
 
 def describe(net: fx.GraphModule) -> dict:
@@ -25,8 +21,8 @@ def describe(net: fx.GraphModule) -> dict:
 
     Returns:
         {"operations": [[name, how, what, arguments, named arguments], …],
-         "layers": {name: [type, settings], …}, "tensors": {name: [shape, is a parameter], …},
-         "image_shape": [C, H, W]}: plain types, no weights.
+         "layers": {name: [type, settings], …}, "image_shape": [C, H, W],
+         "tensors": {name: [shape, dtype, is a parameter], …}}: plain types, no weights.
 
     Raises:
         UserError: a layer or function that is not among those of `operations`.
@@ -43,6 +39,7 @@ def describe(net: fx.GraphModule) -> dict:
     layers = {name: describe_layer(net.get_submodule(name)) for name in sorted(names)}
     found = {"operations": operations, "layers": layers}
     tensors = {node.target for node in net.graph.nodes if node.op == "get_attr"}
+    tensors = {name for name in tensors if name.rpartition(".")[0] not in names}  # of no layer
     if tensors:
         found["tensors"] = {name: describe_tensor(net, name) for name in sorted(tensors)}
     if "image_shape" in net.meta:
@@ -51,8 +48,11 @@ def describe(net: fx.GraphModule) -> dict:
 
 
 def describe_tensor(net: nn.Module, name: str) -> list:
-    tensor = attrgetter(name)(net)
-    return [[*tensor.shape], isinstance(tensor, nn.Parameter)]
+    tensor = operator.attrgetter(name)(net)
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if dtype not in DTYPES:
+        raise UserError(f"{name} is a tensor of {dtype}, which cannot be saved")
+    return [[*tensor.shape], dtype, isinstance(tensor, nn.Parameter)]
 
 
 def describe_layer(layer: nn.Module) -> list:
@@ -94,21 +94,29 @@ def build(description: dict) -> fx.GraphModule:
     Raises:
         UserError: it asks for something else than known layers and functions.
     """
-    root, made = nn.Module(), {}
-    for name, (type_name, settings) in description["layers"].items():
-        check(type_name in TYPES and LAYER_NAME.fullmatch(name), f"{name}, a {type_name}")
-        add(root, name, TYPES[type_name](**settings))
-    for name, (shape, is_parameter) in description.get("tensors", {}).items():
-        check(LAYER_NAME.fullmatch(name), name)
-        add(root, name, nn.Parameter(torch.zeros(shape)) if is_parameter else torch.zeros(shape))
-    graph = fx.Graph()
+    check_description(description)
+    try:
+        return build_checked(description)
+    except UserError:
+        raise
+    except Exception as error:  # whatever torch says to settings that make no sense
+        raise UserError(
+            f"the file describes a network that cannot be: {first_line(error)}"
+        ) from error
+
+
+def build_checked(description: dict) -> fx.GraphModule:
+    root = nn.Module()
+    for name, (kind, given) in description["layers"].items():
+        add(root, name, TYPES[kind](**given))
+    for name, (shape, dtype, is_parameter) in description.get("tensors", {}).items():
+        tensor = torch.zeros(shape, dtype=getattr(torch, dtype))
+        add(root, name, nn.Parameter(tensor) if is_parameter else tensor)
+    graph, made = fx.Graph(), {}
     for name, how, what, arguments, named in description["operations"]:
-        for word in (name, *named):
-            check(NAME.fullmatch(word) and not iskeyword(word), word)
-        target = find_target(how, what, description)
+        target = resolve_name(what) if how == "call_function" else what
         arguments = tuple(decode(argument, made) for argument in arguments)
         named = {key: decode(argument, made) for key, argument in named.items()}
-        check_access(how, what, arguments)
         made[name] = graph.create_node(how, target, arguments, named, name)
     net = fx.GraphModule(root, graph)
     if "image_shape" in description:
@@ -122,53 +130,72 @@ def add(root: nn.Module, name: str, what: nn.Module | Tensor) -> None:
     for part in path:
         root = root._modules.setdefault(part, nn.Module())
     if isinstance(what, nn.Module):
-        root._modules[last] = what
+        root.add_module(last, what)
     elif isinstance(what, nn.Parameter):
         root.register_parameter(last, what)
     else:
         root.register_buffer(last, what)
 
 
-def find_target(how: str, what: str, description: dict) -> Any:
-    known = {
-        "placeholder": what.isidentifier() and not iskeyword(what) and what != "self",
-        "output": what == "output",
-        "call_module": what in description["layers"],
-        "get_attr": what in description.get("tensors", {}),
-        "call_function": what in FUNCTIONS,
-        "call_method": what in METHODS,
-    }
-    check(known.get(how), f"{how} {what}")
-    return resolve_name(what) if how == "call_function" else what
-
-
-def check_access(how: str, what: str, arguments: tuple) -> None:
-    """Of an object only its shape may be asked for, and parts only by numbers."""
-    if how == "call_function" and what == "builtins.getattr":
-        check(arguments[1:] == ("shape",), f"{what} {arguments[1:]}")
-    if how == "call_function" and what == "_operator.getitem":
-        index = arguments[1] if isinstance(arguments[1], tuple) else arguments[1:]
-        known = (int, slice, type(Ellipsis), type(None), fx.Node)
-        check(all(isinstance(i, known) for i in index), f"{what} {index}")
-
-
 def decode(argument: Any, made: dict[str, fx.Node]) -> Any:
-    if isinstance(argument, dict):
-        [(kind, value)] = argument.items()
-        if kind == "dtype":
-            check(isinstance(value, str) and value in DTYPES, repr(value))
-            return getattr(torch, value)
-        values = {"result_of": lambda: made[value], "ellipsis": lambda: Ellipsis}
-        values["slice"] = lambda: slice(*(decode(item, made) for item in value))
-        values["tuple"] = lambda: tuple(decode(item, made) for item in value)
-        return values[kind]()
     if isinstance(argument, list):
         return [decode(item, made) for item in argument]
-    check(isinstance(argument, PLAIN), repr(argument))
-    return argument
+    if not isinstance(argument, dict):
+        return argument
+    [(kind, value)] = argument.items()
+    if kind == "result_of":
+        return made[value]
+    if kind == "dtype":
+        return getattr(torch, value)
+    if kind == "ellipsis":
+        return ...
+    items = (decode(item, made) for item in value)
+    return slice(*items) if kind == "slice" else tuple(items)
 
 
-def check(known: Any, what: str) -> None:
-    # The names become Python code (torch.fx writes the forward of a graph): nothing else gets in.
-    if not known:
-        raise UserError(f"the file describes a network with an unknown part: {what}")
+def shapes(description: dict, image_shape: list[int], classes: int) -> dict[str, Tensor]:
+    """The state dict of a description, without memory for its numbers.
+
+    Raises:
+        UserError: the network cannot take such an image, tells other classes apart, or needs more
+            memory for one image than `MOST_NUMBERS`.
+    """
+    with torch.device("meta"):
+        net = build(description).eval()
+        try:
+            logits = Sizes(net).run(torch.empty(1, *image_shape))
+        except UserError as error:
+            raise UserError(first_line(error)) from error  # fx appends where it was
+        except Exception as error:
+            reason = f"the network cannot take images of {image_shape}: {first_line(error)}"
+            raise UserError(reason) from error
+    if tuple(logits.shape) != (1, classes):
+        raise UserError(f"the network's output is {tuple(logits.shape)}, not one of {classes}")
+    return net.state_dict()
+
+
+class Sizes(fx.Interpreter):
+    """Adds up the numbers that a network computes. Python's operators get tensors and numbers
+    alone, none of them long: they would make a text, or a number, of any length."""
+
+    numbers = 0
+
+    def call_function(self, target: Any, args: tuple, kwargs: dict) -> Any:
+        if NAMES.get(target, "").startswith("_operator.") and target is not operator.getitem:
+            for value in args:
+                is_short = isinstance(value, int | float) and abs(value) < 2**63
+                if not (is_short or isinstance(value, Tensor)):
+                    raise UserError(f"an operator of {type(value).__name__}")
+        return super().call_function(target, args, kwargs)
+
+    def run_node(self, node: fx.Node) -> Any:
+        result = super().run_node(node)
+        if isinstance(result, Tensor):
+            self.numbers += result.numel()
+            if self.numbers > MOST_NUMBERS:
+                raise UserError(f"the network needs too much memory for an image, at {node.name}")
+        return result
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

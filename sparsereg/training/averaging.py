@@ -44,6 +44,7 @@ class AverageWeights(WeightAveraging):
 
     @torch.no_grad()
     def take_gates(self, pl_module: pl.LightningModule) -> None:
+        # Lightning has no public name for the average that its callback keeps
         if self._average_model is None:  # outside training
             return
         averaged = gate_layers(self._average_model.module.net)

@@ -1,17 +1,22 @@
 """What keeps a run on its way: its seed, finite weights, signals, gates that move."""
 
 import signal
+import sys
+from datetime import timedelta
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from omegaconf import DictConfig
+from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
+from torch.distributed import default_pg_timeout, distributed_c10d
 from torch.nn.utils import get_total_norm
 
 from sparsereg.commands.command_line import Stopped, stop_on_signals
-from sparsereg.commands.overrides import as_argument
-from sparsereg.errors import UserError
+from sparsereg.commands.overrides import command_to_go_on
+from sparsereg.errors import UserError, printable
 
 
 class EpochSeed(pl.Callback):
@@ -30,23 +35,56 @@ class EpochSeed(pl.Callback):
 
 
 class FiniteWeights(pl.Callback):
-    """Ends a run whose weights are no longer finite before such weights are saved."""
+    """Ends a run before its network is saved, if weights, buffers or the validation loss are no
+    longer finite: logits can be NaN with weights that are finite."""
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if (broken := self.find_broken(trainer, pl_module)) is None:
+            return
+        raise UserError(
+            f"{broken} no longer finite after epoch {trainer.current_epoch + 1}; lower "
+            "optimizer.lr, gate_lr or lambda_l0. The last finite checkpoint is "
+            f"{trainer.checkpoint_callback.last}"
+        )
+
+    def find_broken(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> str | None:
         state = pl_module.net.state_dict()
         tensors = {name: t for name, t in state.items() if t.is_floating_point()}
-        if get_total_norm(tensors.values(), torch.inf).isfinite():  # one number, read once
-            return
+        loss = trainer.callback_metrics.get("val_loss", torch.zeros(())).detach()
+        norm = get_total_norm(tensors.values(), torch.inf)
+        if (norm + loss.to(norm.device)).isfinite():  # one number, read once
+            return None
         broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
-        raise UserError(
-            f"the weights are no longer finite after epoch {trainer.current_epoch + 1} "
-            f"({len(broken)} tensors, first {broken[0]}); lower optimizer.lr, gate_lr "
-            f"or lambda_l0. The last finite checkpoint is {trainer.checkpoint_callback.last}"
-        )
+        if not broken:
+            return "the validation loss is"
+        return f"the weights ({len(broken)} tensors, first {broken[0]}) are"
+
+
+class PatientDDP(DDPStrategy):
+    """Waits for the processes of a run to start, but not for ever: a node may never answer.
+
+    Once all are there, they have torch's own half an hour for each other.
+    """
+
+    def __init__(self, seconds: float):
+        super().__init__(timeout=timedelta(seconds=seconds))
+
+    def setup_distributed(self) -> None:
+        super().setup_distributed()
+        # torch has no public name to change the limit of a group that exists
+        distributed_c10d._set_pg_timeout(default_pg_timeout)
+
+
+def strategy_of(cfg: DictConfig) -> str | PatientDDP:
+    trainer = cfg.trainer
+    if trainer.strategy == "ddp" or trainer.num_nodes > 1:
+        return PatientDDP(cfg.wait_for_processes)
+    return trainer.strategy
 
 
 class StopOnSignals(pl.Callback):
-    """Ctrl-C and SIGTERM end the run with exit code 130 or 143, and say how to go on.
+    """Ctrl-C and SIGTERM end the run with exit code 130 or 143, and say how to go on; so do a disk
+    or a folder that is gone.
 
     Lightning alone would end with 1 or, after SIGTERM, with 0, as if the run were complete.
     """
@@ -55,6 +93,8 @@ class StopOnSignals(pl.Callback):
         stop_on_signals()  # in place of the handlers that Lightning has just installed
 
     def on_exception(self, trainer: pl.Trainer, pl_module, exception: BaseException) -> None:
+        if isinstance(exception, OSError) or isinstance(exception.__cause__, OSError):
+            self.name_the_last_good(trainer)
         if not isinstance(exception, Stopped):
             return
         if trainer.strategy.launcher is not None:
@@ -62,10 +102,19 @@ class StopOnSignals(pl.Callback):
         files = trainer.checkpoint_callback
         if trainer.is_global_zero and files.last.exists():
             if trainer.state.fn == TrainerFn.FITTING:
-                command = f"python train.py {as_argument(files.last)} resume_training=true"
+                command = command_to_go_on("train.py", files.last, "resume_training=true")
             else:
-                command = f"python test.py {as_argument(files.best)}"
-            print(f"stopped; to go on: {command}", flush=True)
+                command = command_to_go_on("test.py", files.best)
+            print(printable(f"stopped; to go on: {command}"), flush=True)
+
+    def name_the_last_good(self, trainer: pl.Trainer) -> None:
+        """The folder, the disk or the terminal is gone: say what is left."""
+        last = trainer.checkpoint_callback.last
+        if trainer.is_global_zero:
+            moved = "" if last.exists() else ", wherever that lies now"
+            print(
+                printable(f"the last good checkpoint is {last}{moved}"), file=sys.stderr, flush=True
+            )
 
 
 class StillGates(pl.Callback):
@@ -92,7 +141,7 @@ class StillGates(pl.Callback):
         if steps < 100 or trainer.global_step != when:
             return
         moved = (self.prob_open(pl_module) - self.start).abs().max().item()
-        lambda_l0 = pl_module.weight_of_cost().item()
+        lambda_l0 = pl_module.weight_of_cost().max().item()
         if moved < self.MOVED and lambda_l0 > 0:
             rate = trainer.optimizers[0].param_groups[-1]["lr"]
             rank_zero_warn(

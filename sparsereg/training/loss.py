@@ -7,6 +7,8 @@ from torch.nn import functional as F
 from sparsereg.checkpoint import check_classes, load, read_checkpoint
 from sparsereg.compact import compact, fold
 
+KEY = "loss.teacher"
+
 
 class ClassificationLoss:
     """(1 - w) · cross-entropy(logits, labels) + w · T² · KL(teacher ‖ network), both softened by T.
@@ -34,14 +36,18 @@ class ClassificationLoss:
     ):
         self.label_smoothing = label_smoothing
         self.teacher_file = teacher
-        self.teacher = None if teacher is None else fold(compact(load(teacher)))  # fast
+        self.teacher = (
+            None if teacher is None else fold(compact(load(teacher, "loss.teacher")))
+        )  # fast
         self.teacher_weight = teacher_weight
         self.teacher_temperature = teacher_temperature
 
     def check_classes(self, classes: list[str]) -> None:
         """Raise UserError unless the teacher was trained on these classes."""
         if self.teacher is not None:
-            check_classes(read_checkpoint(self.teacher_file), classes, key="loss.teacher")
+            check_classes(
+                read_checkpoint(self.teacher_file, "loss.teacher"), classes, key="loss.teacher"
+            )
 
     def __call__(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean over a batch of (N, C, H, W) images, their (N, classes) logits, (N,) labels."""

@@ -6,6 +6,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from sparsereg.errors import UserError
@@ -55,13 +56,17 @@ class L0Module(pl.LightningModule):
         if objective is not None:  # modules: their buffers move along, and λ is in checkpoints
             self.expected_cost = objective.expected_cost
             self.constraint = objective.constraint
-            cost_of = objective.expected_cost.forward
-            self.train_cost = compiled(cost_of) if compile else cost_of
+            self.layer_cost = objective.layer_cost
+            self.train_costs = compiled(objective.costs) if compile else objective.costs
         self.flip_tta = flip_tta
         self.record = record
-        self.train_acc = MulticlassAccuracy(num_classes, average="micro")
-        self.val_acc = MulticlassAccuracy(num_classes, average="micro")
-        self.test_acc = MulticlassAccuracy(num_classes, average="micro")
+        # none of them checks its arguments, for which a GPU would have to be waited for
+        self.train_loss = MeanMetric(nan_strategy="disable")
+        self.train_ce = MeanMetric(nan_strategy="disable")
+        settings = {"average": "micro", "validate_args": False}
+        self.train_acc = MulticlassAccuracy(num_classes, **settings)
+        self.val_acc = MulticlassAccuracy(num_classes, **settings)
+        self.test_acc = MulticlassAccuracy(num_classes, **settings)
         # constants, and BatchNorm statistics that on_validation_start shares: not to be sent to all
         # processes at every step
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
@@ -76,21 +81,37 @@ class L0Module(pl.LightningModule):
         ce = self.loss(images, logits, labels)
         loss = ce + self.penalty(qz_loga) if self.gated else ce
         self.train_acc.update(logits, labels)
-        per_epoch = {"train_loss": loss, "train_ce": ce, "train_acc": self.train_acc}
-        self.log_dict(
-            per_epoch, on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=True
-        )
+        for mean, value in ((self.train_loss, loss), (self.train_ce, ce)):
+            mean.update(value.detach(), len(labels))
         return loss
 
+    def on_train_epoch_end(self) -> None:  # not at every step: Lightning takes milliseconds for it
+        self.log_dict(
+            {name: getattr(self, name) for name in ("train_loss", "train_ce", "train_acc")}
+        )
+
     def penalty(self, qz_loga: Tensor) -> Tensor:
-        """λ · E[cost], (), logged."""
-        expected = self.train_cost(self.prob_open(qz_loga))
-        lambda_l0 = self.weight_of_cost()
-        self.log("L_C0", expected["channels"], on_step=True, prog_bar=True)
-        sparsity = {f"expected_sparsity/{name}": 1 - e for name, e in expected.items()}
-        self.log_dict({"lambda_l0": lambda_l0, **sparsity}, on_step=True)
-        self.expected = expected[self.objective.cost].detach()
-        return lambda_l0 * expected[self.objective.cost]
+        """λ · E[cost], summed over layers that have their own, (); logged."""
+        costs, self.expected = self.train_costs(self.prob_open(qz_loga))
+        lambda_l0 = self.weight_of_cost().to(self.expected.device)
+        weighed = lambda_l0 * self.expected
+        self.expected = self.expected.detach()
+        self.log_gates(costs, lambda_l0)
+        return weighed.sum()
+
+    def log_gates(self, costs: dict[str, Tensor], lambda_l0: Tensor) -> None:
+        """In the steps that loggers write, and for the line of an epoch in its last: Lightning
+        takes milliseconds for them, as a small network for the step."""
+        is_logged = (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0
+        if not is_logged and not self.trainer.is_last_batch:
+            return
+        weights = {"lambda_l0": lambda_l0}
+        if self.layer_cost is not None:
+            names = [f"lambda_l0/{pattern}" for pattern in self.layer_cost.patterns]
+            weights = dict(zip(names, lambda_l0, strict=True))
+        sparsity = {f"expected_sparsity/{name}": 1 - e for name, e in costs.items()}
+        self.log("L_C0", costs["channels"], on_step=True, prog_bar=True)
+        self.log_dict(weights | sparsity, on_step=True)
 
     def prob_open(self, qz_loga: Tensor) -> Tensor:
         """P(z ≠ 0) of each gate, (gates,)."""
@@ -130,9 +151,11 @@ class L0Module(pl.LightningModule):
 
     def evaluation_step(self, batch: Batch, split: str, accuracy: MulticlassAccuracy) -> None:
         images, labels = batch
-        logits = self.net(images)
-        if self.flip_tta:
-            logits = (logits + self.net(images.flip(-1))) / 2
+        # as test.py computes it, whatever the precision of the training steps
+        with torch.autocast(images.device.type, enabled=False):
+            logits = self.net(images)
+            if self.flip_tta:
+                logits = (logits + self.net(images.flip(-1))) / 2
         accuracy.update(logits, labels)
         loss = F.cross_entropy(logits, labels)
         self.log(f"{split}_loss", loss, batch_size=len(labels), sync_dist=True)

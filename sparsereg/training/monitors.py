@@ -60,11 +60,13 @@ class GateMonitor(pl.Callback):
     def count(self, trainer: pl.Trainer, module: pl.LightningModule, is_open: torch.Tensor) -> None:
         """Keep the size that is left with these gates, (gates,)."""
         cost = module.expected_cost
+        counted = cost.count(is_open)
         if cost.blocked(is_open):
             self.size = measure(module.net, trainer.datamodule.image_shape)
-            return
-        self.size |= cost.count(is_open)
-        self.size["sparsity"] = 1 - self.size["params"] / self.size["dense_params"]
+        else:
+            self.size |= {"params": counted["params"], "macs": counted["macs"]}
+            self.size["sparsity"] = 1 - self.size["params"] / self.size["dense_params"]
+        self.size |= {"weights": counted["weights"], "dense_weights": cost.dense["weights"]}
 
     def write_counts(self, folder: Path, step: int, qz_loga: torch.Tensor) -> None:
         bins = torch.bucketize(qz_loga, self.EDGES)

@@ -1,6 +1,7 @@
 """The end of a run: accuracy and size of one checkpoint, as a table and as JSON."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -10,12 +11,16 @@ from omegaconf import DictConfig
 from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
-from sparsereg.model.basic_l0_blocks import gate_layers, prob_nonzero
+from sparsereg.errors import printable
+from sparsereg.files import write_atomically
+from sparsereg.model.basic_l0_blocks import deterministic_gate, gate_layers, prob_nonzero
 from sparsereg.sparsity.constraint import TOLERANCE
 from sparsereg.sparsity.size import measure, open_channels, open_channels_table, sparsities
 from sparsereg.training.loggers import log_final, settings_to_log
 from sparsereg.training.module import L0Module
+from sparsereg.training.objective import GateObjective
 
 
 def evaluate(
@@ -38,17 +43,29 @@ def evaluate(
         **size,
         "open_channels": open_channels(net),
     }
-    objective = module.objective
-    if objective is not None and objective.constraint is not None:
-        target, cost = objective.constraint.target, objective.cost
-        reached = sparsities(net, size)[cost]
-        results |= {"cost": cost, "target_sparsity": target, "reached_sparsity": reached}
+    if module.objective is not None:
+        results |= reached(module.objective, net, size)
     return results
+
+
+def reached(objective: GateObjective, net: nn.Module, size: dict) -> dict:
+    """The sparsity that was asked for, and the one that the cut network has; empty without a
+    target."""
+    if objective.target is None:
+        return {}
+    found = objective.sparsity(deterministic_gate(net.qz_loga().detach()) > 0)
+    if objective.layer_cost is not None:
+        asked = objective.target.items()
+        layers = {name: {"target": t, "reached": found[name]} for name, t in asked}
+        return {"cost": objective.cost, "target_by_layer": layers}
+    cost, target = objective.cost, objective.target
+    measured = sparsities(net, size).get(cost, found[""])
+    return {"cost": cost, "target_sparsity": target, "reached_sparsity": measured}
 
 
 def print_summary(results: dict) -> None:
     console = Console()
-    console.print(f"Checkpoint {results['checkpoint']}", soft_wrap=True, highlight=False)
+    print(printable(f"Checkpoint {results['checkpoint']}"))
     table = Table()
     for column in ("", "dense", "closed channels removed"):
         table.add_column(column, justify="left" if column == "" else "right")
@@ -62,6 +79,9 @@ def print_summary(results: dict) -> None:
     if "target_sparsity" in results:
         wanted = f"sparsity of {results['cost']}, {results['target_sparsity']} asked for"
         table.add_row(wanted, "0", f"{results['reached_sparsity']:.4f}")
+    for name, layer in results.get("target_by_layer", {}).items():
+        wanted = f"sparsity of {name}, {layer['target']} asked for"
+        table.add_row(wanted, "0", f"{layer['reached']:.4f}")
     console.print(table)
     if "train_seconds" in results:
         console.print(f"trained in {results['train_seconds']:.0f} s")
@@ -72,15 +92,19 @@ def print_summary(results: dict) -> None:
 
 def warn_missed(results: dict) -> None:
     """Say so when the sparsity that was asked for is off by more than 0.01."""
-    if "target_sparsity" not in results:
-        return
-    target, reached = results["target_sparsity"], results["reached_sparsity"]
-    if abs(reached - target) > TOLERANCE:
-        print(
-            f"warning: target_sparsity={target} (cost={results['cost']}) was missed: the cut "
-            f"network of {results['checkpoint']} has {reached:.4f}",
-            file=sys.stderr,
-        )
+    asked = {
+        f" of {name}": (layer["target"], layer["reached"])
+        for name, layer in results.get("target_by_layer", {}).items()
+    }
+    if "target_sparsity" in results:
+        asked[""] = results["target_sparsity"], results["reached_sparsity"]
+    for where, (target, found) in asked.items():
+        if abs(found - target) > TOLERANCE:
+            print(
+                f"warning: target_sparsity={target}{where} (cost={results['cost']}) was missed: "
+                f"the cut network of {results['checkpoint']} has {found:.4f}",
+                file=sys.stderr,
+            )
 
 
 def finish(trainer: pl.Trainer, cfg: DictConfig, results: dict, folder: Path) -> None:
@@ -88,7 +112,8 @@ def finish(trainer: pl.Trainer, cfg: DictConfig, results: dict, folder: Path) ->
     if not trainer.is_global_zero:
         return
     print_summary(results)
-    (folder / "summary.json").write_text(json.dumps(results, indent=1) + "\n")
+    beside = {"checkpoint": os.path.relpath(results["checkpoint"], folder)}  # it may be moved
+    write_atomically(folder / "summary.json", json.dumps(results | beside, indent=1) + "\n")
     final = {f"final/{key}": value for key, value in results.items() if isinstance(value, float)}
     logger = TensorBoardLogger(folder.parent, "", folder.name)
     logger.log_hyperparams(settings_to_log(cfg), final)

@@ -6,6 +6,8 @@ import pytorch_lightning as pl
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from sparsereg.checkpoint import save
+from sparsereg.commands.resume import epochs_of
+from sparsereg.errors import UserError
 from sparsereg.files import write_atomically
 
 
@@ -13,8 +15,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Lightning stages its files in the temp folder, often another disk, where a move can tear."""
 
     def save_checkpoint(self, checkpoint: dict, path: str, storage_options=None) -> None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        make_folder(Path(path).parent)
         save(checkpoint, Path(path))
+
+
+def make_folder(folder: Path) -> None:
+    """Within a run's folder, which is not made anew if it has been moved away."""
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot save into {folder}: {error.strerror}") from error
 
 
 NO_EPOCH = (False, -float("inf"))  # are the gates settled at the target, accuracy
@@ -27,12 +37,17 @@ class BestAndLast(pl.callbacks.Checkpoint):
     Lightning's ModelCheckpoint leaves its `last.ckpt` stale when the monitored value does not
     improve, and forgets the best score when a resumed run has a new folder. On a tie the newer
     epoch is the better one: gates have closed since.
+
+    Args:
+        evaluate: "best" or "last", the one that the results at the end of the run are of.
     """
 
-    def __init__(self):
+    def __init__(self, evaluate: str = "best"):
+        self.evaluate = evaluate
         self.validated = False
         self.best_score = NO_EPOCH
         self.folder = Path()
+        self.epochs = 0  # of the checkpoint to go on from
 
     @property
     def last(self) -> Path:
@@ -42,23 +57,38 @@ class BestAndLast(pl.callbacks.Checkpoint):
     def best(self) -> Path:
         return self.folder / "best.ckpt"
 
+    @property
+    def evaluated(self) -> Path:
+        return self.last if self.evaluate == "last" else self.best
+
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit":
             self.folder = Path(trainer.log_dir) / "checkpoints"
 
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module, checkpoint: dict) -> None:
+        self.epochs = epochs_of(checkpoint)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.ckpt_path and self.epochs >= trainer.max_epochs:  # only the rest is left to do
+            self.adopt(trainer, Path(trainer.ckpt_path), self.last)
+            best = Path(trainer.ckpt_path).with_name("best.ckpt")
+            self.adopt(trainer, best if best.exists() else Path(trainer.ckpt_path), self.best)
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.ckpt_path and self.best_score > NO_EPOCH:
-            self.adopt_best(trainer, Path(trainer.ckpt_path).with_name("best.ckpt"))
+            earlier = Path(trainer.ckpt_path).with_name("best.ckpt")
+            if trainer.strategy.broadcast(earlier.exists()):
+                self.adopt(trainer, earlier, self.best)
+            else:
+                self.best_score = NO_EPOCH
         # so that a run stopped in its first epoch can resume
         trainer.save_checkpoint(self.last, weights_only=False)
 
-    def adopt_best(self, trainer: pl.Trainer, earlier: Path) -> None:
-        """A resumed run starts with the best checkpoint of the run it continues, if it is there."""
-        if not trainer.strategy.broadcast(earlier.exists()):
-            self.best_score = NO_EPOCH
-        elif trainer.is_global_zero:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.best, earlier.read_bytes())
+    def adopt(self, trainer: pl.Trainer, earlier: Path, own: Path) -> None:
+        """A resumed run starts with the checkpoints of the run it continues."""
+        if trainer.is_global_zero:
+            make_folder(own.parent)
+            write_atomically(own, earlier.read_bytes())
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.validated = not trainer.sanity_checking

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SHORT, assert_one_line, checkpoint_path, run_process
+from conftest import SHORT, SMALL, assert_one_line, checkpoint_path, run_process
 
 SETTINGS = [  # command line, what the line must say
     ("resume_training=true", ["resume_training=true", "ckpt_path="]),
@@ -77,6 +77,19 @@ SETTINGS = [  # command line, what the line must say
     ("experiment=nothing", ["experiment=nothing", "scratch_l0"]),
     ("dta=digits", ["dta", "did you mean 'data'?"]),
     ("ckpt_path=epoch=3.ckpt", ["ckpt_path=epoch=3.ckpt"]),
+    ("hydra.sweeper.n_trials=-1", ["hydra.sweeper.n_trials=-1", "at least 1"]),
+    ("callbacks.checkpoints=false", ["callbacks.checkpoints=False", "left as it is"]),
+    ("callbacks.gate_monitor=false", ["callbacks.gate_monitor=False", "or null"]),
+    ("callbacks.epoch_seed.seed=-1", ["callbacks.epoch_seed.seed=-1"]),
+    ("logger.csv.flush_logs_every_n_steps=0", ["logger.csv.flush_logs_every_n_steps=0"]),
+    ("data.cutout=99999999999999999999999", ["data.cutout=", "whole number"]),
+    ("droprate_init=1e-320", ["droprate_init=1e-320"]),
+    ("optimizer.lr=1e39", ["optimizer.lr=1e+39"]),
+    ("wait_for_processes=0", ["wait_for_processes=0"]),
+    ("loss.teacher_weight=0.5", ["loss.teacher_weight=0.5 needs loss.teacher="]),
+    ("round_to=8", ["round_to=8 needs finetune_epochs="]),
+    ("model.without_using_gate=true", ["contradicts without_using_gate=false"]),
+    ("trainer.devices=[]", ["trainer.devices=[]"]),
     ("ckpt_path=nowhere/last.ckpt", ["ckpt_path=nowhere/last.ckpt", "does not exist"]),
 ]
 
@@ -88,6 +101,37 @@ def test_settings(command, argument, words, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+WITHOUT_GATES = (
+    *("lambda_l0=3", "droprate_init=0.3", "gate_lr=0.1", "min_open_channels=3", "cost=params"),
+    *("model.exclude=[a]", "model.sampling=per_batch"),
+)
+
+
+@pytest.mark.parametrize("argument", WITHOUT_GATES)
+def test_settings_of_gates_without_gates(argument, command):
+    more = ("without_using_gate=true", "model=resnet18")
+    assert_one_line(command("train.py", *more, argument), argument, "needs gates")
+
+
+def test_what_asks_for_nothing_needs_nothing(command, tmp_path):
+    off = ("gate_lr=null", "lambda_l0=0", "gate_reductions=false", "target_sparsity=null")
+    settings = (*off, "without_using_gate=true", "model=lenet5", "trainer.limit_train_batches=1")
+    result = command("train.py", *SHORT[:4], *settings, f"output_dir={tmp_path}")
+    assert result.code == 0, result.err
+
+
+def test_flags_may_follow_settings(command):
+    result = command("train.py", "seed=1,2", "-m", "lambda_l0=-1")
+    assert result.code == 1 and result.err.count("error: lambda_l0=-1") == 1, result.err
+    assert result.err.count("failed: ") == 2
+
+
+@pytest.mark.parametrize("sweep", ["seed=range(1,3,0)", "seed=interval(0,1)"])
+def test_a_sweep_that_cannot_start(sweep, command):
+    assert_one_line(command("train.py", "-m", sweep), "the sweep cannot start")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("argument, words", SETTINGS[::12])
 def test_mistakes_are_said_before_anything_slow_is_imported(argument, words, tmp_path):
     result = run_process("train.py", f"output_dir={tmp_path}", argument)
@@ -115,17 +159,28 @@ DAMAGE = {
 
 @pytest.mark.parametrize("script", ["train.py", "test.py"])
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_damaged_checkpoints(kind, script, trained, tmp_path):
+def test_damaged_checkpoints(kind, script, command, trained, tmp_path, monkeypatch):
     path = tmp_path / "last.ckpt"
     path.write_bytes(trained["gated"].read_bytes())
     damage, message = DAMAGE[kind]
     damage(path)
     before = path.read_bytes() if path.is_file() else None
-    result = run_process(script, f"ckpt_path={path}", cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    result = command(script, f"ckpt_path={path}")
     assert_one_line(result, f"ckpt_path={path}", message)
-    assert result.seconds < 3
     assert (path.read_bytes() if path.is_file() else None) == before
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["train.py", "test.py"])
+def test_damage_is_said_before_anything_slow_is_imported(script, trained, tmp_path):
+    path = tmp_path / "last.ckpt"
+    path.write_bytes(trained["gated"].read_bytes())
+    flip_a_bit(path)
+    result = run_process(script, f"ckpt_path={path}", cwd=tmp_path)
+    assert_one_line(result, f"ckpt_path={path}", "is damaged")
+    assert result.seconds < 3
 
 
 def save_changed(source: Path, target: Path, change) -> Path:
@@ -202,8 +257,9 @@ def test_resume_with_other_settings(name, change, words, command, trained, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_resume_one_cycle_with_other_length(command, tmp_path):
-    one_cycle = (*SHORT, "scheduler=one_cycle", "scheduler.pct_start=0.5", f"output_dir={tmp_path}")
+    one_cycle = (*SMALL, "scheduler=one_cycle", "scheduler.pct_start=0.5", f"output_dir={tmp_path}")
     assert command("train.py", *one_cycle).code == 0
     last = checkpoint_path(tmp_path)
     before = last.read_bytes()

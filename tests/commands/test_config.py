@@ -16,6 +16,7 @@ def composed(*overrides: str):
         return compose("train", overrides=list(overrides))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes(option):
     root = ["data.root=somewhere"] if option == "data=image_folder" else []
@@ -28,7 +29,9 @@ def test_every_option_composes(option):
     cfg = composed(option, *root)
     check_settings(cfg, [option])
     assert OmegaConf.to_container(cfg, resolve=True)
-    for group in ("model", "optimizer", "scheduler", "loss"):
+    is_mnist = cfg.data._target_.endswith("Mnist")
+    instantiate(cfg.model, image_shape=[1, 28, 28] if is_mnist else [3, 32, 32])
+    for group in ("optimizer", "scheduler", "loss"):
         instantiate(cfg[group])
 
 

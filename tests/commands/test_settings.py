@@ -5,7 +5,13 @@ from hydra import compose, initialize_config_dir
 
 from sparsereg.commands.comparable import flatten
 from sparsereg.commands.overrides import CONFIG
-from sparsereg.commands.settings import SETTINGS, Role, roles_of, settings_with, to_plain
+from sparsereg.commands.settings import (
+    SETTINGS,
+    Role,
+    roles_of,
+    settings_that_need,
+    to_plain,
+)
 
 NEEDED = {"data=image_folder": ["data.root=x"], "model=timm": ["model.name=x"]}
 NEEDED["model=torchvision"] = NEEDED["model=timm"]
@@ -37,8 +43,28 @@ def test_every_row_is_a_setting(all_keys):
 
 
 def test_roles_say_what_a_setting_means():
-    assert settings_with(Role.NEEDS_TARGET) == ["target_warmup", "settle_epochs", "dual_lr"]
+    needing = ["target_warmup", "settle_epochs", "dual_lr"]
+    assert settings_that_need("target_sparsity") == needing
     assert Role.KEPT in roles_of("gate_lr") and Role.OF_GATES in roles_of("gate_lr")
     assert Role.NO_EFFECT in roles_of("logger.mlflow.tracking_uri")
     assert Role.UNSEEN in roles_of("callbacks.checkpoints")
     assert roles_of("callbacks.average_weights.decay") == roles_of("no.such") == Role.NONE
+
+
+def test_what_a_setting_needs_is_a_setting():
+    assert {row.needs for row in SETTINGS.values()} - {""} <= SETTINGS.keys()
+
+
+MACHINE = (
+    "output_dir",
+    "data.root",
+    "data.cache_dir",
+    "loss.teacher",
+    "model.pretrained",
+    "compile",
+)
+
+
+@pytest.mark.parametrize("key", [*MACHINE, "trainer.devices", "logger.mlflow.tracking_uri"])
+def test_a_file_does_not_decide_about_this_machine(key):
+    assert Role.MACHINE in roles_of(key)

@@ -10,13 +10,14 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from conftest import ROOT, SHORT, Result, checkpoint_path, run_folder, run_process, summary
+from conftest import ROOT, SMALL, Result, checkpoint_path, run_folder, run_process, summary
 
 LAUNCHERS = {
     "basic": (),
     "joblib": ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
     "submitit": ("hydra/launcher=submitit_local",),
 }
+pytestmark = pytest.mark.slow
 SCRIPT = """
 import time
 from pathlib import Path
@@ -120,7 +121,7 @@ def test_optuna_goes_on_after_a_failed_job(tmp_path):
 
 def test_parallel_runs_and_the_rest_of_a_sweep(command, tmp_path):
     """Two runs at once; then one more value, and only that one is trained."""
-    arguments = (*SHORT, "trainer.limit_val_batches=1", f"output_dir={tmp_path}")
+    arguments = (*SMALL, "trainer.limit_val_batches=1", f"output_dir={tmp_path}")
     result = run_process("train.py", "-m", *LAUNCHERS["joblib"], *arguments, "seed=1,2")
     assert result.code == 0, result.err
     for version in (0, 1):

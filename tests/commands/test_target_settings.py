@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from conftest import SHORT, assert_one_line
+from conftest import SHORT, SMALL, assert_one_line
 
 TARGET = "target_sparsity=0.7"
 CONTRADICTIONS = [  # settings that exclude one another, what the line must say
@@ -46,7 +46,7 @@ def test_contradictions(command, trained, tmp_path, arguments, words):
 def test_an_experiments_lambda_gives_way_to_a_target(command, tmp_path):
     """Only the λ of the command line contradicts it."""
     arguments = ("experiment=demo", "scheduler=multistep", "target_sparsity=0.5")
-    result = command("train.py", *SHORT, *arguments, f"output_dir={tmp_path}")
+    result = command("train.py", *SMALL, *arguments, f"output_dir={tmp_path}")
     assert result.code == 0, result.err
 
 

@@ -1,6 +1,6 @@
 """Data and machines that are not as the settings say: one line, exit code 1, nothing written."""
 
-import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,9 +16,14 @@ def test_batch_larger_than_the_training_set(command, tmp_path):
 
 
 @pytest.mark.parametrize("devices", ["99", "0", "-5", "many"])
-def test_devices(devices, tmp_path):
-    result = run_process("train.py", "trainer=cpu", f"trainer.devices={devices}")
+def test_devices(devices, command):
+    result = command("train.py", "trainer=cpu", f"trainer.devices={devices}")
     assert_one_line(result, f"trainer.devices={devices}")
+
+
+def test_devices_are_checked_before_anything_slow_is_imported():
+    result = run_process("train.py", "trainer=cpu", "trainer.devices=99")
+    assert_one_line(result, "trainer.devices=99")
     assert result.seconds < 3
 
 
@@ -39,22 +44,22 @@ def test_unwritable_folders(command, tmp_path):
     assert file.read_text() == "in the way"
 
 
-def test_cifar10_absent_and_not_downloadable(tmp_path):
-    offline = {"https_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
-    result = run_process(
-        "train.py", "trainer=cpu", f"data.root={tmp_path}", env={**os.environ, **offline}
-    )
+@pytest.fixture
+def offline(monkeypatch):
+    for name in ("https_proxy", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+
+
+def test_cifar10_absent_and_not_downloadable(offline, command, tmp_path):
+    result = command("train.py", "trainer=cpu", f"data.root={tmp_path}")
     words = ["cifar-10-python.tar.gz", str(tmp_path), "data=digits"]
     assert_one_line(result, *words)
 
 
-def test_cifar10_archive_corrupt(tmp_path):
-    offline = {"https_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
+def test_cifar10_archive_corrupt(offline, command, tmp_path):
     archive = tmp_path / "cifar-10-python.tar.gz"
     archive.write_bytes(b"half a download")
-    result = run_process(
-        "train.py", "trainer=cpu", f"data.root={tmp_path}", env={**os.environ, **offline}
-    )
+    result = command("train.py", "trainer=cpu", f"data.root={tmp_path}")
     assert_one_line(result, str(archive), "damaged")
     assert archive.read_bytes() == b"half a download"
 
@@ -66,6 +71,10 @@ def image_folder(root: Path, train: str = "ab", test: str = "ab") -> Path:
             for i in range(4):
                 Image.new("RGB", (20, 20), (i, 0, 0)).save(root / part / name / f"{i}.png")
     return root
+
+
+def with_validation(root: Path) -> None:
+    shutil.copytree(image_folder(root) / "train", root / "val")
 
 
 def empty(root: Path) -> None:
@@ -82,8 +91,8 @@ FOLDERS = {
     "missing": (lambda root: root.rmdir(), ["data.root"]),
     "empty": (empty, ["train"]),
     "unreadable image": (unreadable, ["train/a/2.png"]),
+    "batch too large": (with_validation, ["data.batch_size=128"]),
     "other classes": (lambda root: image_folder(root, "ab", "bc"), ["differ", "missing: a"]),
-    "batch too large": (image_folder, ["data.batch_size=128"]),
 }
 
 

@@ -57,6 +57,7 @@ def test_images_of_the_right_size_are_not_touched(tmp_path):
     for part in ("train", "test"):
         for i in range(5):
             write_image(tmp_path / part / "a" / f"{i}.png", seed=i, size=(8, 8))
+            write_image(tmp_path / part / "b" / f"{i}.png", seed=i, size=(8, 8))
     images = ready(tmp_path).splits.test.images
     for i in range(5):
         pixels = np.asarray(Image.open(tmp_path / "test" / "a" / f"{i}.png"))
@@ -99,7 +100,7 @@ def decoded(monkeypatch) -> list[int]:
     """Counts the images of every later decoding."""
     counts, decode = [], image_folder.decode
     monkeypatch.setattr(
-        image_folder, "decode", lambda files, size: counts.append(len(files)) or decode(files, size)
+        image_folder, "decode", lambda files, *how: counts.append(len(files)) or decode(files, *how)
     )
     return counts
 
@@ -137,7 +138,8 @@ def test_caches_of_other_sizes_and_folders_are_kept(root, tmp_path, monkeypatch)
     other, cache = tmp_path / "other", tmp_path / "cache"
     for part in ("train", "test"):
         for i in range(5):
-            write_image(other / part / "a" / f"{i}.png", seed=i)
+            for name in "ab":
+                write_image(other / part / name / f"{i}.png", seed=i)
     for folder, size in ((root, 8), (root, 16), (other, 8)):
         ready(folder, image_size=size, cache_dir=str(cache))
     counts = decoded(monkeypatch)

@@ -40,6 +40,7 @@ def measured(tmp_path_factory) -> dict:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_every_part_measures(measured):
     for part, result in measured.items():
         assert f"torch {torch.__version__}" in result["machine"] and result["seconds"] > 0
@@ -48,6 +49,7 @@ def test_every_part_measures(measured):
         assert values and all(math.isfinite(n) and n >= 0 for n in values), part
 
 
+@pytest.mark.slow
 def test_runs_side_by_side_and_end_to_end(tmp_path):
     file = tmp_path / "tiny.json"
     main(["epoch", "sweep"], file, TINY)
@@ -60,6 +62,7 @@ def test_runs_side_by_side_and_end_to_end(tmp_path):
     assert sweep["runs"] == 2 and sweep["images/s of all"] > 0
 
 
+@pytest.mark.slow
 def test_a_command_is_timed_to_its_last_line():
     assert 0 < startup.seconds("-c", "print(1)") < startup.seconds("train.py", "--help")
     with pytest.raises(RuntimeError, match=r"train\.py lamda=1 ended with 1"):
@@ -103,6 +106,7 @@ def test_the_reference_computes_the_same(monkeypatch):
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_operations_and_host_reads(measured):
     rows = {row["way"]: row for row in measured["ops"]["tables"][0]["rows"]}
     ours, plain = rows[steps.PER_SAMPLE], rows[steps.UNGATED]

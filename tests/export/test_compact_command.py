@@ -14,7 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import SHORT, assert_one_line, checkpoint_path, run_here
+from conftest import SHORT, SMALL, assert_one_line, checkpoint_path, close_gates, run_here
 
 import sparsereg
 from benchmarks import compact as benchmark
@@ -34,6 +34,13 @@ def quick(monkeypatch):
     monkeypatch.setattr(compact_report, "BATCHES", {1: 1, 2: 1})
 
 
+@pytest.fixture
+def small(tmp_path, command) -> Path:
+    """Checkpoint of a network of three gated layers, half of whose channels are closed."""
+    assert command("train.py", *SMALL, f"output_dir={tmp_path / 'small'}").code == 0
+    return close_gates(checkpoint_path(tmp_path / "small"), tmp_path / "best.ckpt")
+
+
 def copy_of(checkpoint: Path, folder: Path) -> Path:
     return Path(shutil.copy(checkpoint, folder / checkpoint.name))
 
@@ -48,6 +55,7 @@ def folder(pruned) -> Path:
     return pruned.parent / "best_compact"
 
 
+@pytest.mark.slow
 def test_every_file_computes_what_the_masked_network_computes(folder, pruned):
     net = sparsereg.load(pruned)
     session = onnxruntime.InferenceSession(folder / "compact.onnx")
@@ -67,6 +75,7 @@ def test_every_file_computes_what_the_masked_network_computes(folder, pruned):
                 assert error <= 1e-4, (name, batch)
 
 
+@pytest.mark.slow
 def test_files_are_of_the_cut_size(folder, pruned):
     size = measure(sparsereg.load(pruned), IMAGE)
     assert 0.2 < size["sparsity"] < 0.9
@@ -81,6 +90,7 @@ def test_files_are_of_the_cut_size(folder, pruned):
     torch.load(folder / "compact.pt", weights_only=True)
 
 
+@pytest.mark.slow
 def test_report(folder, pruned):
     report = json.loads((folder / "report.json").read_text())
     size = measure(sparsereg.load(pruned), IMAGE)
@@ -98,6 +108,7 @@ def test_report(folder, pruned):
     assert set(report["largest_relative_difference"]) == {"compact.pt2", "compact.onnx"}
 
 
+@pytest.mark.slow
 def test_test_py_gives_the_same_accuracy(command, folder, pruned):
     tables = []
     for path in (pruned, folder / "compact.pt"):
@@ -108,6 +119,7 @@ def test_test_py_gives_the_same_accuracy(command, folder, pruned):
     assert tables[0] == tables[1] and len(tables[0]) == 5
 
 
+@pytest.mark.slow
 def test_training_on_resuming_and_testing(command, folder, tmp_path):
     """The network stays as it was cut; its sparsity remains that against the dense network."""
     cut = read_checkpoint(folder / "compact.pt")
@@ -138,6 +150,7 @@ def test_training_on_resuming_and_testing(command, folder, tmp_path):
     assert size == before and size["dense_params"] == 260_650
 
 
+@pytest.mark.slow
 def test_train_cut_and_fine_tune_in_one_command(command, pruned, tmp_path):
     result = command(
         "train.py",
@@ -165,27 +178,30 @@ def test_train_cut_and_fine_tune_in_one_command(command, pruned, tmp_path):
     assert read_checkpoint(checkpoint_path(tmp_path, 2))["epoch"] == 2
 
 
-def test_ungated_checkpoint(command, quick, trained, tmp_path):
-    path = copy_of(trained["ungated"], tmp_path)
+@pytest.mark.slow
+def test_ungated_checkpoint(command, quick, tmp_path):
+    run = (*SMALL, "without_using_gate=true", f"output_dir={tmp_path}")
+    assert command("train.py", *run).code == 0
+    path = checkpoint_path(tmp_path)
     result = command("compact.py", f"ckpt_path={path}")
     assert result.code == 0, result.err
     assert "no gates: nothing is cut" in result.out
-    assert {p.name for p in (tmp_path / "last_compact").iterdir()} == FILES
+    assert {p.name for p in path.with_name("last_compact").iterdir()} == FILES
 
 
-def test_rounding_is_reported(command, quick, pruned, tmp_path):
-    path = copy_of(pruned, tmp_path)
-    result = command("compact.py", f"ckpt_path={path}", "round_to=8")
+@pytest.mark.slow
+def test_rounding_is_reported(command, quick, small, tmp_path):
+    result = command("compact.py", f"ckpt_path={small}", "round_to=8")
     assert result.code == 0, result.err
     assert "times as fast as round_to=1" in result.out
     rows = json.loads((tmp_path / "best_compact_8/report.json").read_text())["variants"]
     assert rows["compact folded"]["params"] > rows["compact folded, round_to=1"]["params"]
 
 
-def test_without_onnx_the_rest_is_written(command, quick, pruned, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_without_onnx_the_rest_is_written(command, quick, small, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    path = copy_of(pruned, tmp_path)
-    result = command("compact.py", f"ckpt_path={path}")
+    result = command("compact.py", f"ckpt_path={small}")
     assert result.code == 0 and "pip install -r requirements-export.txt" in result.err
     assert {p.name for p in (tmp_path / "best_compact").iterdir()} == FILES - {"compact.onnx"}
 
@@ -224,6 +240,7 @@ def test_mistakes(command, pruned, tmp_path, arguments, words):
     assert_one_line(result, *words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments, words",
     [
@@ -261,6 +278,7 @@ def test_a_checkpoint_is_not_a_compact_file(pruned):
         load_compact(pruned)
 
 
+@pytest.mark.slow
 def test_benchmark_finds_the_sparsity_and_measures_every_network(monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "SPARSITIES", (0.64,))
     monkeypatch.setattr(benchmark, "BATCHES", {1: 1})

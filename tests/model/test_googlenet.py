@@ -35,6 +35,7 @@ def test_without_gates_there_is_no_qz_loga():
     assert len(gated.state_dict()) == len(keys) + 32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("act_fn_name", ACTIVATIONS)
 def test_each_activation_trains(act_fn_name):
     torch.manual_seed(0)

@@ -14,8 +14,10 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from benchmarks.networks import check, images, largest_difference, randomise
 from sparsereg.compact import compact
+from sparsereg.errors import UserError
 from sparsereg.model.basic_l0_blocks import gate_layers
 from sparsereg.model.small_images import NETWORKS, WideResNet
+from sparsereg.networks import rebuild
 from sparsereg.sparsity.cost import ExpectedCost
 from sparsereg.surgery.insert import place_gates
 
@@ -45,6 +47,7 @@ THIN = {  # network, and how many of its layers have gates, counted by hand
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", THIN)
 def test_the_cut_is_exact_and_its_size_known(name):
     torch.manual_seed(0)
@@ -54,6 +57,25 @@ def test_the_cut_is_exact_and_its_size_known(name):
     assert sum(place.why_not is None for place in places) == gated_layers
     found = check(net, 32, patterns=1)
     assert found["error"] <= 1e-9 and found["counts"]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_for_grey_images(name):
+    net = NETWORKS[name](num_classes=5, image_shape=(1, 32, 32)).eval()
+    with torch.no_grad():
+        assert net(torch.zeros(2, 1, 32, 32)).shape == (2, 5)
+
+
+def test_lenet5_before_it_was_built_for_its_images():
+    """A checkpoint without image_shape has its layers by number, and 25 positions."""
+    description = {"library": "sparsereg", "name": "lenet5", "num_classes": 10}
+    net = rebuild(description | {"without_using_gate": True})
+    shapes = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
+    assert shapes["0.weight"] == (20, 3, 5, 5) and shapes["7.weight"] == (500, 1250)
+    now = rebuild(description | {"image_shape": [3, 32, 32], "without_using_gate": True})
+    assert now.fc1.in_features == 1250
+    with pytest.raises(UserError, match="lenet5 takes images of 16x16 and larger, not 8x8"):
+        rebuild(description | {"image_shape": [3, 8, 8]})
 
 
 def test_a_residual_block_without_open_gates_leaves_a_constant():

@@ -38,8 +38,7 @@ def write_run(folder: Path, version: int, *overrides: str, results: dict | None 
 
 
 def find(folder: Path, *overrides: str) -> dict | None:
-    given = ["data=digits", f"output_dir={folder}", *overrides]
-    return finished_run(configuration(folder, *overrides), given)
+    return finished_run(configuration(folder, *overrides))
 
 
 def test_the_same_settings(tmp_path, capsys):

@@ -170,6 +170,7 @@ def test_no_runs_is_an_error(tmp_path):
         find_runs([str(tmp_path / "nowhere")])
 
 
+@pytest.mark.slow
 def test_three_hundred_runs_are_read_in_seconds(tmp_path):
     """With configurations as long as the real ones."""
     callbacks = {f"callback_{i}": {"_target_": "a.b", "key": [i, 2, 3]} for i in range(40)}

@@ -45,6 +45,7 @@ def test_gates_settle_before_the_last_step(settle_epochs, settle_at):
     assert constraint.settle_at == pytest.approx(settle_at)
 
 
+@pytest.mark.slow
 def test_ascent_finds_the_multiplier_that_keeps_the_bound():
     """A problem whose answer is known: the least of -log p with p at most 0.3 has λ = 1 / 0.3."""
     x = torch.tensor(2.0, requires_grad=True)

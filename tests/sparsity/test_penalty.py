@@ -1,14 +1,13 @@
 """λ by hand: what it weighs, its warm-up, and what becomes of the gates under it."""
 
 import pytest
-from conftest import SHORT, run_folder, summary
-from test_training import events
+from conftest import SHORT, SMALL, events, run_folder, summary
 
 
 def test_penalty_on_macs_and_its_warmup(command, tmp_path):
     """The loss is the cross-entropy and λ · expected multiply-adds; λ rises over two epochs."""
     arguments = ("cost=macs", "lambda_l0=3.0", "lambda_warmup=2", "trainer.max_epochs=3")
-    result = command("train.py", *SHORT, *arguments, f"output_dir={tmp_path}")
+    result = command("train.py", *SMALL, *arguments, f"output_dir={tmp_path}")
     assert result.code == 0, result.err
     log = events(run_folder(tmp_path))
     price = [event.value for event in log.Scalars("lambda_l0")]
@@ -24,6 +23,7 @@ def test_penalty_on_macs_and_its_warmup(command, tmp_path):
 STRONG = ("lambda_l0=1e4", "gate_lr=2.0", "trainer.limit_train_batches=8")
 
 
+@pytest.mark.slow
 def test_a_block_keeps_a_channel(command, tmp_path):
     """However large λ."""
     result = command("train.py", *SHORT, *STRONG, f"output_dir={tmp_path}")
@@ -35,6 +35,7 @@ def test_a_block_keeps_a_channel(command, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_without_that_guard_the_collapse_is_said(command, tmp_path):
     arguments = (*STRONG, "min_open_channels=0", f"output_dir={tmp_path}")
     with pytest.warns(UserWarning, match="ignores its input.*min_open_channels=1"):
@@ -46,16 +47,18 @@ def test_without_that_guard_the_collapse_is_said(command, tmp_path):
 HUNDRED_STEPS = ("data.batch_size=4", "trainer.limit_train_batches=100", "lambda_l0=5.0")
 
 
+@pytest.mark.slow
 def test_still_gates_are_said(command, tmp_path):
     arguments = (*HUNDRED_STEPS, "gate_lr=1e-6", "trainer.limit_val_batches=1")
     with pytest.warns(UserWarning, match="the gates are not moving: after 10 of 100 steps") as said:
-        result = command("train.py", *SHORT, *arguments, f"output_dir={tmp_path}")
+        result = command("train.py", *SMALL, *arguments, f"output_dir={tmp_path}")
     assert result.code == 0, result.err
     assert "raise gate_lr or lambda_l0 (5 now)" in str(said[0].message)
 
 
+@pytest.mark.slow
 def test_moving_gates_are_not(command, tmp_path):
     """Warnings are errors in this process."""
     arguments = (*HUNDRED_STEPS, "gate_lr=0.05", "trainer.limit_val_batches=1")
-    result = command("train.py", *SHORT, *arguments, f"output_dir={tmp_path}")
+    result = command("train.py", *SMALL, *arguments, f"output_dir={tmp_path}")
     assert result.code == 0, result.err

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from conftest import SHORT, assert_one_line, checkpoint_path, run_folder, summary
-from test_training import events
+from conftest import SHORT, SMALL, assert_one_line, checkpoint_path, events, run_folder, summary
 
 import sparsereg
 from sparsereg.checkpoint import read_checkpoint
@@ -14,9 +13,11 @@ from sparsereg.training.results import warn_missed
 
 IMAGE = (3, 32, 32)
 DENSE = {"params": 260_650, "macs": 79_643_904}
-TWO_EPOCHS = (*SHORT, "trainer.max_epochs=2", "trainer.limit_train_batches=6")
+LENGTH = ("trainer.max_epochs=2", "trainer.limit_train_batches=6")
+TWO_EPOCHS, TWO_SMALL = (*SHORT, *LENGTH), (*SMALL, *LENGTH)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, target", [("params", 0.3), ("params", 0.5), ("params", 0.8), ("macs", 0.5)]
 )
@@ -32,6 +33,7 @@ def test_a_short_run_hits_its_target(command, tmp_path, name, target):
     assert f"sparsity of {name}, {target} asked for" in result.out
 
 
+@pytest.mark.slow
 def test_what_a_run_with_a_target_logs(command, tmp_path):
     arguments = (
         "target_sparsity=0.6",
@@ -64,7 +66,7 @@ def test_settled_gates_stay(command, tmp_path, optimizer, gate_lr, rate):
     """Neither momentum nor the penalty moves them, while the weights train on. Before that their
     rate fits the run of 12 steps, or is the one that is given."""
     arguments = ("target_sparsity=0.5", f"optimizer={optimizer}", f"gate_lr={gate_lr}")
-    result = command("train.py", *TWO_EPOCHS, *arguments, f"output_dir={tmp_path}")
+    result = command("train.py", *TWO_SMALL, *arguments, f"output_dir={tmp_path}")
     assert result.code == 0, result.err
     checkpoint = read_checkpoint(checkpoint_path(tmp_path))
     state = checkpoint["state_dict"]
@@ -77,7 +79,7 @@ def test_settled_gates_stay(command, tmp_path, optimizer, gate_lr, rate):
 def test_best_is_among_the_settled(command, tmp_path):
     """However good the accuracy was before the network had the sparsity."""
     arguments = ("target_sparsity=0.9", "cost=params", "settle_epochs=1", "trainer.max_epochs=3")
-    result = command("train.py", *TWO_EPOCHS, *arguments, f"output_dir={tmp_path}")
+    result = command("train.py", *TWO_SMALL, *arguments, f"output_dir={tmp_path}")
     assert result.code == 0, result.err
     assert read_checkpoint(checkpoint_path(tmp_path, name="best.ckpt"))["epoch"] == 2
 
@@ -92,10 +94,12 @@ def test_a_missed_target_is_said(capsys):
     assert "RUN/best.ckpt has 0.4832" in line
 
 
+@pytest.mark.slow
 def test_the_multiplier_closes_gates(command, tmp_path):
     """Before they are settled; with λ = 0 the expected sparsity would stay below 0.05."""
     arguments = (
         "data=digits",
+        "model=lenet5",
         "trainer=cpu",
         "trainer.enable_progress_bar=false",
         "optimizer.lr=3e-3",
@@ -111,14 +115,15 @@ def test_the_multiplier_closes_gates(command, tmp_path):
     assert expected[-1] == pytest.approx(0.6, abs=0.01)
 
 
+@pytest.mark.slow
 def test_going_on_to_a_higher_target_keeps_the_gates(command, tmp_path):
     first = ("target_sparsity=0.5", "cost=params", "droprate_init=0.05")
-    result = command("train.py", *TWO_EPOCHS, *first, f"output_dir={tmp_path}")
+    result = command("train.py", *TWO_SMALL, *first, f"output_dir={tmp_path}")
     assert result.code == 0, result.err
     reached = summary(tmp_path)["reached_sparsity"]
     start = ("keep_gates=true", f"ckpt_path={checkpoint_path(tmp_path)}", "cost=params")
     result = command(
-        "train.py", *TWO_EPOCHS, *start, "target_sparsity=0.8", f"output_dir={tmp_path}"
+        "train.py", *TWO_SMALL, *start, "target_sparsity=0.8", f"output_dir={tmp_path}"
     )
     assert result.code == 0, result.err
     assert summary(tmp_path, 1)["reached_sparsity"] == pytest.approx(0.8, abs=0.01)
@@ -130,10 +135,11 @@ def test_going_on_to_a_higher_target_keeps_the_gates(command, tmp_path):
     going_on = ("resume_training=true", "trainer.max_epochs=3", "target_warmup=1")
     resumed = command("train.py", f"ckpt_path={checkpoint_path(tmp_path, 1)}", *going_on)
     assert_one_line(resumed, "target_warmup=1", "null", "a resumed run keeps it")
-    lower = command("train.py", *TWO_EPOCHS, *start, "target_sparsity=0.3")
+    lower = command("train.py", *TWO_SMALL, *start, "target_sparsity=0.3")
     assert_one_line(lower, "target_sparsity=0.3", f"{reached:.4f}", "keep_gates=false")
 
 
+@pytest.mark.slow
 def test_cut_and_trained_on_in_one_command(command, tmp_path):
     arguments = ("target_sparsity=0.5", "cost=macs", "gate_reductions=true", "finetune_epochs=1")
     result = command("train.py", *TWO_EPOCHS, *arguments, f"output_dir={tmp_path}")
@@ -142,6 +148,7 @@ def test_cut_and_trained_on_in_one_command(command, tmp_path):
     assert 1 - cut["macs"] / cut["dense_macs"] == pytest.approx(0.5, abs=0.01)
 
 
+@pytest.mark.slow
 def test_gates_on_reductions_reach_95_percent(command, tmp_path):
     arguments = ("target_sparsity=0.95", "cost=params", "gate_reductions=true")
     result = command("train.py", *TWO_EPOCHS, *arguments, f"output_dir={tmp_path}")

@@ -110,6 +110,7 @@ PATTERNS = {  # how many random networks of each kind, for each activation: 208 
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", PATTERNS, ids=lambda pattern: pattern.__name__)
 @pytest.mark.parametrize("act_fn_name", ACTIVATIONS)
 def test_outputs_stay_the_same(act_fn_name, pattern):
@@ -125,6 +126,7 @@ def test_outputs_stay_the_same(act_fn_name, pattern):
             assert_same(masked, fold(cut)(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", PATTERNS, ids=lambda pattern: pattern.__name__)
 @pytest.mark.parametrize("act_fn_name", ACTIVATIONS)
 def test_outputs_in_single_precision(act_fn_name, pattern):

@@ -2,7 +2,18 @@
 
 import pytest
 import torch
-from networks import CLOSED, OPEN, Net, assert_same, conv, head, images, parameters, randomise
+from networks import (
+    CLOSED,
+    OPEN,
+    Net,
+    assert_same,
+    conv,
+    head,
+    images,
+    parameters,
+    randomise,
+    set_gates,
+)
 from torch import nn
 from torch.nn import functional as F
 
@@ -92,6 +103,7 @@ def test_open_gates_change_nothing_and_closed_ones_remove():
     assert parameters(small) < parameters(net) - 12 * 4, "the excitation has become a constant"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False])
 def test_an_ungated_googlenet_takes_gates(training):
     """Although it normalises its branches in one in training, which is no other network."""
@@ -277,3 +289,50 @@ def test_a_grouped_convolution_keeps_its_channels():
     why = {place.layer: place.why_not for place in places}
     assert list(gate_layers(gated)) == ["b.0"]
     assert "grouped" in why["a.0"] and "grouped" in why["grouped"]
+
+
+def flattening() -> nn.Sequential:
+    """Three linear layers behind two convolutions: of 4 positions, of one, and the logits."""
+    return nn.Sequential(
+        *(
+            nn.Conv2d(3, 6, 3, padding=1),
+            nn.LeakyReLU(),
+            nn.Conv2d(6, 5, 3, padding=1),
+            nn.LeakyReLU(),
+        ),
+        *(nn.AdaptiveMaxPool2d(2), nn.Flatten(), nn.Linear(20, 9), nn.LeakyReLU(), nn.Linear(9, 8)),
+        *(nn.LeakyReLU(), nn.Linear(8, 4)),
+    )
+
+
+def test_gates_on_the_inputs_of_linear_layers():
+    """Where those behind the layer before do not close each of them."""
+    net, places = place_gates(flattening(), gate_inputs="*")
+    widths = {name: len(gate.qz_loga) for name, gate in gate_layers(net).items()}
+    assert widths == {"0": 6, "2": 5, "6_inputs": 20, "6": 9, "8": 8}
+    why = {place.gate: place.why_not for place in places}
+    assert why["8_inputs"] == "the gates of 6 close them"
+    assert why["10_inputs"] == "the gates of 8 close them"
+    alone, _ = place_gates(flattening(), include=(), gate_inputs=["8", "10"])
+    widths = {name: len(gate.qz_loga) for name, gate in gate_layers(alone).items()}
+    assert widths == {"8_inputs": 9, "10_inputs": 8}
+
+
+@pytest.mark.parametrize("include", ["*", ()])
+def test_the_cut_network_reads_the_features_that_are_left(include):
+    torch.manual_seed(0)
+    net, _ = place_gates(flattening(), include=include, gate_inputs="*")
+    net, x = net.double().eval(), images()
+    set_gates(net, 0.7)
+    with torch.no_grad():
+        assert_same(net(x), compact(net)(x), 1e-9)
+
+
+def test_inputs_of_no_linear_layer():
+    with pytest.raises(UserError, match=r"gate_inputs: no linear layer is named 2: .*6, 8, 10"):
+        place_gates(flattening(), gate_inputs="2")
+
+
+def test_the_table_names_inputs(capsys):
+    insert_gates(flattening(), torch.randn(2, 3, 8, 8), gate_inputs="6")
+    assert "inputs of 6" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """The average of the weights against one computed by hand, and what it leaves alone."""
 
+import pytest
 import pytorch_lightning as pl
 import torch
 from conftest import SHORT, checkpoint_path, summary
@@ -31,6 +32,7 @@ class Watch(pl.Callback):
         self.validated = {key: state[key].clone() for key in (WEIGHT, GATE)}
 
 
+@pytest.mark.slow
 def test_the_average(tmp_path):
     torch.manual_seed(0)
     net = GoogleNet(droprate_init=0.05)
@@ -39,7 +41,7 @@ def test_the_average(tmp_path):
         10,
         lambda groups: torch.optim.Adam(groups, lr=0.01),
         lambda optimizer, steps: torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0),
-        objective=GateObjective(ExpectedCost(net, (3, 16, 16))),
+        objective=GateObjective(net, ExpectedCost(net, (3, 16, 16))),
     )
     watch, average = Watch(), AverageWeights(DECAY)
     trainer = pl.Trainer(
@@ -65,6 +67,7 @@ def test_the_average(tmp_path):
     assert torch.equal(watch.validated[GATE], watch.steps[-1][GATE])
 
 
+@pytest.mark.slow
 def test_a_target_is_met_by_the_saved_average(command, tmp_path):
     """Settled gates are those of the cut network at once, though weights lag behind."""
     target = ("target_sparsity=0.4", "droprate_init=0.05", "trainer.max_epochs=3")

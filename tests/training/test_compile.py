@@ -35,9 +35,11 @@ class OneBlock(nn.Module):
 def train(compile: bool, steps: int) -> tuple[list[float], L0Module]:
     torch.manual_seed(0)
     net = OneBlock()
-    objective = GateObjective(ExpectedCost(net, IMAGE), cost="macs")
+    objective = GateObjective(net, ExpectedCost(net, IMAGE), cost="macs")
     module = L0Module(net, 10, None, None, objective=objective, compile=compile)
-    module.log = module.log_dict = lambda *arguments, **settings: None  # there is no trainer
+    module.log = module.log_dict = module.log_gates = lambda *arguments, **settings: (
+        None
+    )  # there is no trainer
     module.weight_of_cost = lambda: torch.tensor(0.5)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
     losses = []
@@ -51,6 +53,7 @@ def train(compile: bool, steps: int) -> tuple[list[float], L0Module]:
     return losses, module
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch looks at it itself
 def test_compiled_and_eager_losses_are_the_same():
     from torch._dynamo.utils import counters

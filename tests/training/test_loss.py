@@ -57,6 +57,7 @@ def test_a_gated_teacher_answers_as_it_does_in_eval_mode(pruned):
     torch.testing.assert_close(teacher.teacher_logits(images), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_with_a_teacher(command, trained, tmp_path):
     """It learns from the teacher, whose weights do not change and are not saved."""
     teacher = f"loss.teacher={trained['ungated']}"
@@ -66,6 +67,7 @@ def test_a_run_with_a_teacher(command, trained, tmp_path):
     assert keys == read_checkpoint(trained["gated"])["state_dict"].keys()
 
 
+@pytest.mark.slow
 def test_what_a_teacher_must_be(command, trained, tmp_path):
     missing = command("train.py", *SHORT, f"loss.teacher={tmp_path / 'none.ckpt'}")
     assert_one_line(missing, "loss.teacher=", "does not exist")
@@ -94,6 +96,7 @@ def test_flip_tta():
         assert module.val_acc.compute() == 1
 
 
+@pytest.mark.slow
 def test_test_py_takes_flip_tta(command, trained, monkeypatch):
     used = []
     monkeypatch.setattr(L0Module, "on_test_start", lambda self: used.append(self.flip_tta))

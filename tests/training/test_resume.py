@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import checkpoint_path, launch, run_folder
+from forked import Forked
 
 from sparsereg.checkpoint import read_checkpoint
+
+pytestmark = pytest.mark.slow
 
 RUN = (  # everything that has a state: noise, shuffling, augmentation, momentum, two schedules
     "data=digits",
@@ -21,14 +24,20 @@ RUN = (  # everything that has a state: noise, shuffling, augmentation, momentum
     "trainer.limit_train_batches=8",
     "trainer.log_every_n_steps=1",
     "trainer.enable_progress_bar=false",
-    "gate_lr=0.05",
     "seed=7",
 )
 VARIANTS = {
-    "multistep": ("scheduler.milestones=[1,3]", "lambda_l0=2.0", "lambda_warmup=3"),
+    "multistep": (
+        *("gate_lr=0.05", "scheduler.milestones=[1,3]", "lambda_l0=2.0", "lambda_warmup=3"),
+    ),
     "target": (  # whose multiplier has risen, and restarted, when the run is killed
-        *("scheduler=one_cycle", "target_sparsity=0.4", "cost=params"),
+        *("gate_lr=0.05", "scheduler=one_cycle", "target_sparsity=0.4", "cost=params"),
         *("dual_lr=5.0", "target_warmup=2", "settle_epochs=1.5"),
+    ),
+    "target by layer": (
+        *("gate_lr=0.05", "scheduler=constant", "cost=weights"),
+        "target_sparsity={block1*:0.4,block8*:0.2}",
+        *("dual_lr=5.0", "target_warmup=2", "settle_epochs=1.5", "loga_bounds=[-4,4]"),
     ),
     "modern": (  # averages its weights
         *("without_using_gate=true", "recipe=modern", "optimizer.lr=0.01"),
@@ -43,18 +52,14 @@ AVERAGED = ("current_model_state", "averaging_state")
 
 def stop_after(epoch: int, signum: int, folder: Path, *arguments: str) -> tuple[int, str]:
     """Send a signal to a run once the checkpoint of an epoch is there, within the next one."""
-    process = launch("train.py", *arguments, f"output_dir='{folder}'")
-    out = ""
-    for line in process.stdout:
-        out += line
+    process = Forked(folder.with_name("said"), "train.py", *arguments, f"output_dir='{folder}'")
+    for line in process.lines():
         if line.startswith(f"epoch {epoch}/"):
             while read_checkpoint(checkpoint_path(folder))["epoch"] < epoch - 1:
                 time.sleep(0.01)
             time.sleep(0.2)
-            process.send_signal(signum)
-    error = process.stderr.read()
-    process.stdout.close(), process.stderr.close()
-    return process.wait(timeout=60), out + error
+            process.signal(signum)
+    return process.end(), process.out.read_text() + process.err.read_text()
 
 
 def metrics(folder: Path) -> dict[tuple, float]:
@@ -84,41 +89,49 @@ def assert_same(a, b, path: str = "") -> None:
         assert a == b, path
 
 
+def resume(command, last: Path) -> None:
+    """The contract's command and nothing else."""
+    result = command("train.py", f"ckpt_path={last}", "resume_training=true")
+    assert result.code == 0, result.err
+
+
 def resume_and_kill(last: Path, new: Path) -> None:
     """Go on from `last`, with SIGKILL as soon as there is a `new` checkpoint, of the first step."""
-    process = launch("train.py", f"ckpt_path={last}", "resume_training=true")
-    while not new.exists() and process.poll() is None:
+    resumed = ("train.py", f"ckpt_path={last}", "resume_training=true")
+    process = Forked(last.parents[4] / "killed", *resumed)
+    while not new.exists() and process.running():
         time.sleep(0.01)
-    process.kill()
-    process.communicate()
+    process.signal(signal.SIGKILL)
+    assert process.end() == -signal.SIGKILL
 
 
-@pytest.mark.parametrize(
-    "variant, kills", [("multistep", 1), ("multistep", 2), ("target", 2), ("modern", 2)]
-)
-def test_killed_and_resumed_is_bit_identical(command, tmp_path, variant, kills):
-    """SIGKILL between two checkpoints, perhaps once more before the resumed run has completed an
-    epoch, then the contract's resume command and nothing else."""
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_killed_and_resumed_is_bit_identical(command, tmp_path, variant):
+    """SIGKILL between two checkpoints; once more before the resumed run has completed an epoch."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     arguments = (*RUN, *VARIANTS[variant])
     result = command("train.py", *arguments, f"output_dir={whole}")
     assert result.code == 0, result.err
     code, _ = stop_after(2, signal.SIGKILL, parts, *arguments)
     assert code == -signal.SIGKILL
-    if kills == 2:
-        resume_and_kill(checkpoint_path(parts), checkpoint_path(parts, 1))
-    last = checkpoint_path(parts, kills - 1)
-    result = command("train.py", f"ckpt_path={last}", "resume_training=true")
-    assert result.code == 0, result.err
+    resume_and_kill(checkpoint_path(parts), checkpoint_path(parts, 1))
+    resume(command, checkpoint_path(parts, 1))
+    assert_same_runs(whole, parts, [0, 2], averaged=variant == "modern")
+    if variant == "multistep":
+        resume(command, checkpoint_path(parts))
+        assert_same_runs(whole, parts, [0, 3])
 
+
+def assert_same_runs(whole: Path, parts: Path, versions: list[int], averaged: bool = False) -> None:
+    """The last of these versions has the same checkpoints, and all together the same metrics."""
     for name, keys in (("last.ckpt", (*STATES, *AVERAGED)), ("best.ckpt", ("state_dict",))):
         expected = read_checkpoint(checkpoint_path(whole, name=name))
-        resumed = read_checkpoint(checkpoint_path(parts, kills, name))
-        assert all((key in expected) == (variant == "modern") for key in AVERAGED)
+        resumed = read_checkpoint(checkpoint_path(parts, versions[-1], name))
+        assert all((key in expected) == averaged for key in AVERAGED)
         for key in keys:
             assert_same(expected.get(key), resumed.get(key), f"{name}: {key}")
     expected, found = metrics(run_folder(whole)), {}
-    for version in (0, kills):
+    for version in versions:
         found |= metrics(run_folder(parts, version))
     assert len(expected) > 30
     differing = {k: (v, found.get(k)) for k, v in expected.items() if found.get(k) != v}
@@ -142,8 +155,8 @@ def test_a_checkpoint_of_the_flat_layout(command, trained, tmp_path):
 
 def test_terminated(tmp_path):
     """As the scheduler of a cluster does it."""
-    code, out = stop_after(2, signal.SIGTERM, tmp_path, *RUN)
-    last = checkpoint_path(tmp_path)
+    code, out = stop_after(2, signal.SIGTERM, tmp_path / "run", *RUN)
+    last = checkpoint_path(tmp_path / "run")
     assert code == 143
     assert f"python train.py ckpt_path={last} resume_training=true" in out
     assert "Traceback" not in out
@@ -168,16 +181,14 @@ def test_stopped_in_the_first_epoch(command, tmp_path):
     arguments = (*RUN, "trainer.max_epochs=1")
     result = command("train.py", *arguments, f"output_dir={whole}")
     assert result.code == 0, result.err
-    process = launch("train.py", *arguments, f"output_dir={parts}")
+    process = Forked(tmp_path / "said", "train.py", *arguments, f"output_dir={parts}")
     last = checkpoint_path(parts)
-    while not last.exists() and process.poll() is None:
+    while not last.exists() and process.running():
         time.sleep(0.001)
-    process.send_signal(signal.SIGINT)
-    process.communicate()
-    assert process.returncode == 130
+    process.signal(signal.SIGINT)
+    assert process.end() == 130
     assert read_checkpoint(last)["global_step"] == 0
-    result = command("train.py", f"ckpt_path={last}", "resume_training=true")
-    assert result.code == 0, result.err
+    resume(command, last)
     for key in ("state_dict", "optimizer_states"):
         assert_same(
             read_checkpoint(checkpoint_path(whole))[key],
@@ -188,6 +199,12 @@ def test_stopped_in_the_first_epoch(command, tmp_path):
 def test_distributed_run_stopped_by_a_signal(tmp_path):
     distributed = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
     arguments = ("data=digits", "trainer.limit_train_batches=4", "trainer.max_epochs=50")
-    code, out = stop_after(1, signal.SIGTERM, tmp_path, *arguments, *distributed)
-    assert code == 143 and out.count("stopped; to go on") == 1 and "Traceback" not in out
+    process = launch("train.py", *arguments, *distributed, f"output_dir={tmp_path}")
+    for line in process.stdout:
+        if line.startswith("epoch 1/"):
+            break
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert (out + err).count("stopped; to go on") == 1 and "Traceback" not in out + err
     read_checkpoint(checkpoint_path(tmp_path))

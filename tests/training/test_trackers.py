@@ -7,7 +7,7 @@ import os
 import re
 
 import pytest
-from conftest import SHORT, assert_one_line, run_folder, run_process, summary
+from conftest import SMALL, assert_one_line, run_folder, run_process, summary
 
 
 @pytest.fixture(scope="module")
@@ -15,17 +15,19 @@ def tracked(tmp_path_factory):
     """A run that logs to all trackers, without a way out: every proxy is a closed port."""
     folder = tmp_path_factory.mktemp("tracked")
     nowhere = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9")
-    arguments = (*SHORT, "lambda_l0=3.0", "logger=all", f"output_dir={folder}")
+    arguments = (*SMALL, "lambda_l0=3.0", "logger=all", f"output_dir={folder}")
     result = run_process("train.py", *arguments, env={**os.environ, **nowhere})
     assert result.code == 0, result.err
     return folder
 
 
+@pytest.mark.slow
 def test_csv_and_tensorboard_stay(tracked):
     names = {path.name.split(".")[0] for path in run_folder(tracked).iterdir()}
     assert names == {"checkpoints", "config", "events", "hparams", "metrics", "qz_loga", "summary"}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's use of SQLAlchemy
 def test_mlflow_has_settings_curves_and_results(tracked):
     from mlflow import MlflowClient
@@ -46,6 +48,7 @@ def values(records: bytes, key: str) -> list:
     return [json.loads(records[start + 1 : start + 1 + records[start]]) for start in starts]
 
 
+@pytest.mark.slow
 def test_wandb_has_settings_curves_and_results(tracked):
     [file] = tracked.glob("wandb/offline-run-*/*.wandb")
     records = file.read_bytes()
@@ -61,7 +64,7 @@ def test_wandb_has_settings_curves_and_results(tracked):
 def test_a_missing_package(name, command, tmp_path, monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(
-        "sparsereg.commands.settings.find_spec",
+        "sparsereg.commands.machine.find_spec",
         lambda n, *args: None if n == name else real(n, *args),
     )
     result = command("train.py", f"logger={name}", f"output_dir={tmp_path}")

@@ -1,0 +1,64 @@
+"""experiments/peers.py cuts a dense network to the size asked for, into a file to train on."""
+
+import pytest
+import torch
+from conftest import SHORT
+
+import sparsereg
+from experiments import peers
+from sparsereg.sparsity.size import count
+
+SHAPE = (3, 16, 16)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "method, cost", [("random", "params"), ("random", "macs"), ("magnitude", "params")]
+)
+def test_the_size_asked_for(command, trained, tmp_path, method, cost):
+    if method == "magnitude":
+        pytest.importorskip("torch_pruning")
+    file = tmp_path / method / "compact.pt"
+    arguments = (method, str(trained["ungated"]), "0.9", "--cost", cost, "--out", str(file))
+    assert peers.main(arguments) == 0
+    net = sparsereg.load(file)
+    dense = count(sparsereg.load(trained["ungated"]), SHAPE)
+    assert count(net, SHAPE)[cost] == pytest.approx(0.1 * dense[cost], abs=0.005 * dense[cost])
+    assert net.meta["dense"] == dense
+    on = (
+        "without_using_gate=true",
+        "recipe=modern",
+        "scheduler=multistep",
+        f"output_dir={tmp_path}",
+    )
+    result = command("train.py", f"ckpt_path={file}", *SHORT, *on, f"loss.teacher={file}")
+    assert result.code == 0, result.err
+
+
+def test_the_weakest_channels_go(trained, tmp_path):
+    """The channels of one layer are made tiny, with what reads them: they go first."""
+    pytest.importorskip("torch_pruning")
+    net = sparsereg.load(trained["ungated"])
+    weak = net.blocks["block4"].branches["3x3"][0]  # the reduction before a 3x3 convolution
+    with torch.no_grad():
+        for tensor in (weak[0].weight, weak[1].weight):
+            tensor[:16] *= 1e-4
+        net.blocks["block4"].branches["3x3"][1][0].weight[:, :16] *= 1e-4
+    small = peers.by_magnitude(net, "params", 0.04, SHAPE)  # they are 0.033
+    left = small.get_submodule("blocks.block4.branches.3x3.0.0").weight
+    assert 0 < len(left) <= 16 and left.flatten(1).norm(dim=1).min() > 0.01
+
+
+@pytest.mark.slow
+def test_each_seed_has_its_own_choice(trained):
+    checkpoint = sparsereg.checkpoint.read_checkpoint(trained["ungated"])
+    nets = [peers.at_random(checkpoint, "params", 0.5, SHAPE, seed) for seed in (1, 1, 2)]
+    first, again, other = ([p.shape for p in net.parameters()] for net in nets)
+    assert first == again != other
+
+
+def test_a_size_that_cannot_be_reached(trained, tmp_path, capsys):
+    arguments = ("random", str(trained["ungated"]), "0.999", "--out", str(tmp_path / "compact.pt"))
+    assert peers.main(arguments) == 1
+    assert "0.999 of the params was missed" in capsys.readouterr().err
+    assert not (tmp_path / "compact.pt").exists()
