@@ -17,6 +17,8 @@ from torch._subclasses.fake_tensor import (  # torch has no public name for it
 from torch.fx.proxy import TraceError
 from torch.utils._pytree import tree_map_only
 
+from sparsereg.graph.operations import BATCH_NORMS, MODULES, Kind
+
 LISTS = (torch.cat, torch.concat, torch.stack, torch.hstack, torch.vstack)
 AS_ANOTHER = {"expand_as": "expand", "view_as": "view", "reshape_as": "reshape"}
 
@@ -153,6 +155,8 @@ class ValueTracer(fx.Tracer):
 
     def module_result(self, name: str, args: tuple, kwargs: dict) -> Any:
         module = self.root.get_submodule(name)
+        if keeps_shape(module, args, kwargs):
+            return torch.empty_like(args[0])  # which torch takes long to find out
         try:
             return in_eval_mode(module, args, kwargs)
         except (RuntimeError, TypeError):  # its code looks at values: then with some
@@ -184,6 +188,17 @@ class ValueTracer(fx.Tracer):
 
     def iter(self, obj: fx.Proxy) -> Iterator[fx.Proxy]:
         return iter([obj[i] for i in range(self.length(obj))])
+
+
+def keeps_shape(module: nn.Module, args: tuple, kwargs: dict) -> bool:
+    """Is the result like the one tensor that it takes?"""
+    if len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
+        return False
+    if type(module) in BATCH_NORMS:
+        return args[0].shape[1:2] == (module.num_features,)
+    if type(module) is nn.Linear:
+        return args[0].shape[-1] == module.in_features == module.out_features
+    return MODULES.get(type(module)) in (Kind.SCALE, Kind.ZERO, Kind.CONSTANT)
 
 
 def zeros_like(tensor: Tensor) -> Tensor:

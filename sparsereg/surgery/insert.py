@@ -150,7 +150,6 @@ def put_read(net: nn.Module, traced: fx.GraphModule, read: Read, gates: dict[str
     for user in list(source.users):
         if user.name in read.readers:
             user.replace_input_with(source, node)
-    traced.recompile()
 
 
 def with_coupling(place: Place, found: Coupling) -> Place:

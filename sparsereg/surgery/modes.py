@@ -34,37 +34,41 @@ def trace_both_modes(net: nn.Module, example: Tensor | None) -> tuple[fx.GraphMo
         versions = {name: (buffer, buffer._version) for name, buffer in net.named_buffers()}
         evaluated, _ = record(net.eval(), images, opaque)
         trained, decided = record(net.train(), torch.cat([images, images[:1]]), opaque)
-        name, why = changed_buffer(net, versions) or difference(evaluated, trained) or (None, "")
-        if name is None:
+        found = changed_buffer(net, versions) or differences(evaluated, trained)
+        if not found:
             break
-        if name == "" or name in opaque:
+        if found.keys() <= opaque | {""}:
+            why = "; ".join(found.values())
             raise UserError(f"{type(net).__name__} does something else in training: {why}")
-        opaque.add(name)
+        opaque |= found.keys() - {""}
     use_dropout_layers(net, evaluated, trained)
     if decided and not same_elsewhere(net, torch.cat([images, images[:1]]), trained):
         net.add_module(*hold_shape(trained, images))
     return trained, images
 
 
-def changed_buffer(net: nn.Module, versions: dict) -> tuple[str, str] | None:
-    """The module, and its buffer, that the code has changed while it was recorded."""
+def changed_buffer(net: nn.Module, versions: dict) -> dict[str, str]:
+    """The modules, and why: their code has changed a buffer while it was recorded."""
+    found = {}
     for name, buffer in net.named_buffers():
         known = versions.get(name)
         if known is not None and (known[0] is not buffer or known[1] != buffer._version):
-            return name.rpartition(".")[0], f"it changes the buffer {name}"
-    return None
+            found[name.rpartition(".")[0]] = f"it changes the buffer {name}"
+    return found
 
 
-def difference(evaluated: fx.GraphModule, trained: fx.GraphModule) -> tuple[str, str] | None:
-    """The innermost module in which the graphs differ, and the operation."""
-    lines = zip(signature(evaluated), signature(trained), strict=False)
-    nodes = zip(evaluated.graph.nodes, trained.graph.nodes, strict=False)
-    for (first, second), pair in zip(lines, nodes, strict=False):
-        if first != second:
-            return owner_of(pair[1]), pair[1].format_node() or str(pair[1])
-    if len(evaluated.graph.nodes) != len(trained.graph.nodes):
-        return "", "it has other operations"
-    return None
+def differences(evaluated: fx.GraphModule, trained: fx.GraphModule) -> dict[str, str]:
+    """The innermost modules in which the graphs differ, and an operation of each: all of them, or
+    the first one if behind that the graphs are no longer alike."""
+    pairs = zip(signature(evaluated), signature(trained), trained.graph.nodes, strict=False)
+    found: dict[str, str] = {}
+    alike = len(evaluated.graph.nodes) == len(trained.graph.nodes)
+    for ours, theirs, node in pairs:
+        if ours != theirs:
+            found.setdefault(owner_of(node), node.format_node() or str(node))
+            if not alike:
+                return found
+    return found if found or alike else {"": "it has other operations"}
 
 
 def owner_of(node: fx.Node) -> str:

@@ -144,4 +144,3 @@ def put_gate(traced: fx.GraphModule, place: Place, gate: L0Gate) -> None:
             node = traced.graph.call_module(name, (end,))
         node.meta["value"] = end.meta["value"]
         end.replace_all_uses_with(node, delete_user_cb=lambda user: user is not node)
-    traced.recompile()
