@@ -20,9 +20,8 @@ A channel that nothing reads is not computed, and so on up to the input.
 import torch
 from torch import Tensor, fx, nn
 
-from sparsereg.graph.edges import NO_GATE, Edge, Flow, How, whole
 from sparsereg.graph.flows import RULES, origin_of, shape_of
-from sparsereg.graph.nodes import module_of, refuse
+from sparsereg.graph.nodes import NO_GATE, Edge, Flow, How, module_of, refuse, whole
 from sparsereg.graph.operations import Kind, kind_of
 from sparsereg.graph.tracing import shared, trace
 from sparsereg.model.basic_l0_blocks import L0Gate, SharedGates

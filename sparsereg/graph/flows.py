@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from sparsereg.graph import moves
-from sparsereg.graph.edges import ALWAYS_ZERO, NO_GATE, Edge, Flow, How, same, ungated
-from sparsereg.graph.nodes import module_of
+from sparsereg.graph.nodes import ALWAYS_ZERO, NO_GATE, Edge, Flow, How, module_of, same, ungated
 from sparsereg.graph.operations import Kind, kind_of
 
 Sources = list[tuple[fx.Node, Flow]]  # the tensors that an operation reads, in order

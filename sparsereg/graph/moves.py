@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from sparsereg.graph.edges import Flow
+from sparsereg.graph.nodes import Flow
 
 PADS = (F.pad,)
 

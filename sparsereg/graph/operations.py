@@ -3,7 +3,6 @@
 What is not in it is a BARRIER: its inputs keep all their channels, and behind it gates start anew.
 """
 
-import operator
 from enum import StrEnum
 from pkgutil import resolve_name
 
@@ -113,7 +112,7 @@ FUNCTIONS = {  # by name, because some of torch's functions do not know theirs
     **named(F, Kind.BARRIER, "conv1d conv2d conv3d normalize log_softmax unfold"),
     **named(T, Kind.BARRIER, "softmax matmul bmm baddbmm einsum pow var var_mean std rsqrt"),
     **named(T, Kind.BARRIER, "maximum minimum max min where log norm cumsum"),
-    **named(OP, Kind.BARRIER, "matmul pow floordiv mod"),
+    **named(OP, Kind.BARRIER, "matmul floordiv mod"),
 }
 METHODS = {
     **named("", Kind.SCALE, "relu relu_ abs neg clone float double half type_as to"),
@@ -160,10 +159,3 @@ def kind_of_module(module: nn.Module) -> Kind:
 def is_layer(module: nn.Module) -> bool:
     """Is it a convolution or linear layer, perhaps one that computes its weights?"""
     return isinstance(module, (nn.Linear, *CONVOLUTIONS))
-
-
-def changes_its_input(traced: fx.GraphModule, node: fx.Node) -> bool:
-    in_place = getattr(module_of(traced, node), "inplace", False) or node.kwargs.get("inplace")
-    named_so = node.op == "call_method" and node.target.endswith("_")
-    operators = (operator.iadd, operator.imul, operator.isub, operator.itruediv, operator.setitem)
-    return bool(in_place) or named_so or node.target in operators

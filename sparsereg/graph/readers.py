@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx
 
 from sparsereg.graph.channels import ChannelGraph
-from sparsereg.graph.edges import NO_GATE, Edge, How
+from sparsereg.graph.nodes import NO_GATE, Edge, How
 from sparsereg.graph.operations import Kind
 from sparsereg.model.basic_l0_blocks import L0Gate
 
@@ -41,9 +41,14 @@ def removers(graph: ChannelGraph) -> dict[fx.Node, Tensor]:
     """For each node, the gate whose closing removes the channel, (C,); `NO_GATE` for none."""
 
     def read(gates: Tensor, layer: Tensor | None) -> Tensor:
-        if layer is not None and (layer == UNREAD).all():
+        if layer is None:
+            return torch.full_like(gates, NO_GATE)
+        removed_by = layer[layer != UNREAD].unique()
+        if len(removed_by) == 0:
             return torch.full_like(gates, UNREAD)
-        return torch.full_like(gates, NO_GATE) if layer is None else gates
+        if len(removed_by) == 1:  # the gate that removes all of the layer stops its reading
+            return torch.where(gates == NO_GATE, removed_by, gates)
+        return gates
 
     def lift(channel: Tensor, own: Tensor, asked: Tensor) -> Tensor:
         return torch.where(asked == own, channel, asked)

@@ -10,9 +10,10 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode  # torch has no public name for it
 
 from sparsereg.errors import UserError
+from sparsereg.graph.in_place import replace_in_place
 from sparsereg.graph.layers import behind, explicit, simplify
-from sparsereg.graph.nodes import module_at, place_of, refuse, stopped_at
-from sparsereg.graph.operations import MODULES, Kind, changes_its_input, is_layer, kind_of
+from sparsereg.graph.nodes import module_at, module_of, place_of, refuse, stopped_at
+from sparsereg.graph.operations import MODULES, is_layer
 from sparsereg.graph.values import ValueTracer
 from sparsereg.model.basic_l0_blocks import L0Gate
 from sparsereg.model.gated import GatedNetwork
@@ -47,6 +48,8 @@ def trace(net: nn.Module, example: Tensor | None = None) -> fx.GraphModule:
         traced = fx.GraphModule(net, copy.deepcopy(net.graph))
         if example is not None and example.shape[1:] != net.example.shape[1:]:
             set_values(traced, example_for(net, example))
+        if not net.training:
+            open_up(traced)
         return traced
     if isinstance(net, fx.GraphModule) and has_values(net):
         return net
@@ -108,17 +111,18 @@ def guess_example(net: nn.Module, dtype: torch.dtype) -> Tensor:
     )
 
 
-def record(net: nn.Module, example: Tensor, opaque: set[str]) -> tuple[fx.GraphModule, bool]:
+def record(net: nn.Module, example: Tensor, opaque: set[str] | None) -> tuple[fx.GraphModule, bool]:
     """The graph, and whether a number that may depend on the size of the image decided about it.
 
-    A module whose code cannot be recorded becomes one operation, and is added to `opaque`.
+    A module whose code cannot be recorded becomes one operation, and is added to `opaque`; None:
+    there is no such module.
     """
 
     computing = {m for m in net.modules() if is_layer(m) and type(m) not in MODULES}
     computing = {module for module in computing if explicit(module) is not None}
 
     def is_leaf(module: nn.Module, name: str) -> bool:
-        if name in opaque or (type(module) in MODULES and "forward" not in vars(module)):
+        if name in (opaque or ()) or (type(module) in MODULES and "forward" not in vars(module)):
             return True
         if "forward" in vars(module):
             return False
@@ -134,7 +138,7 @@ def record(net: nn.Module, example: Tensor, opaque: set[str]) -> tuple[fx.GraphM
             break
         except Exception as error:  # from the network's own code, which may raise anything
             first = first or error
-            name = module_at(error, net, opaque)
+            name = None if opaque is None else module_at(error, net, opaque)
             if name is None or any(
                 isinstance(m, L0Gate) for m in net.get_submodule(name).modules()
             ):
@@ -150,6 +154,35 @@ def record(net: nn.Module, example: Tensor, opaque: set[str]) -> tuple[fx.GraphM
     graph.eliminate_dead_code()
     traced.recompile()
     return traced, tracer.decided
+
+
+def open_up(traced: fx.GraphModule) -> None:
+    """Put in place of modules that are one operation, because they do something else in training,
+    what they do in eval mode.
+
+    Raises:
+        UserError: they depend on values in eval mode too, or on the number of images.
+    """
+    for node in list(traced.graph.nodes):
+        module = module_of(traced, node)
+        if module is None or type(module) in MODULES or is_layer(module):
+            continue
+        if len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], fx.Node):
+            refuse(traced, node, ": its code looks at values, and it reads several tensors")
+        value = node.args[0].meta["value"]
+        images = torch.zeros(value.shape, dtype=value.dtype)
+        inner, _ = record(module, images, opaque=None)
+        check_batch(module, images, inner)
+        before = {*traced.graph.nodes}
+        [source] = inner.graph.find_nodes(op="placeholder")
+        with traced.graph.inserting_before(node):
+            result = traced.graph.graph_copy(inner.graph, {source: node.args[0]})
+        for new in traced.graph.nodes:
+            if new not in before and new.op in ("call_module", "get_attr"):
+                new.target = f"{node.target}.{new.target}"
+        node.replace_all_uses_with(result)
+        traced.graph.erase_node(node)
+    traced.recompile()
 
 
 def check_names(graph: fx.Graph) -> None:
@@ -191,49 +224,6 @@ def check_hooks(net: nn.Module) -> None:
             )
 
 
-def replace_in_place(traced: fx.GraphModule) -> None:
-    """What works in place on a tensor that is read again later, later readers read from the result.
-
-    Raises:
-        UserError: part of the tensor has another name, through which the change shows too.
-    """
-    order = {node: i for i, node in enumerate(traced.graph.nodes)}
-    for node in list(traced.graph.nodes):
-        if not changes_its_input(traced, node):
-            continue
-        if node.target is operator.setitem or not node.all_input_nodes:
-            refuse(traced, node, ": it writes into a tensor")
-        changed = node.all_input_nodes[0]
-        if changed.op == "get_attr":
-            refuse(traced, node, ": it changes a parameter or buffer")
-        others = [user for user in changed.users if user is not node]
-        if shows_elsewhere(traced, changed, node) or any(
-            is_view(traced, user) and order[user] < order[node] for user in others
-        ):
-            refuse(traced, node, ": it works in place on a tensor that is read elsewhere too")
-        for user in others:
-            if order[user] > order[node]:
-                user.replace_input_with(changed, node)
-
-
-def is_view(traced: fx.GraphModule, node: fx.Node) -> bool:
-    names = ("contiguous", "Identity", "Dropout", "dropout", "to", "float", "type_as")
-    module = traced.get_submodule(node.target) if node.op == "call_module" else None
-    name = type(module).__name__ if module is not None else str(node.target)
-    kind = kind_of(traced, node)
-    return kind in (Kind.MOVE, Kind.SPLIT) or name in names
-
-
-def shows_elsewhere(traced: fx.GraphModule, changed: fx.Node, by: fx.Node) -> bool:
-    """Is it a part, or another view, of a tensor that something else reads?"""
-    while is_view(traced, changed) or changes_its_input(traced, changed):
-        [source, *_] = changed.all_input_nodes
-        if any(user not in (changed, by) for user in source.users):
-            return True
-        changed = source
-    return False
-
-
 def signature(traced: fx.GraphModule) -> list[str]:
     """What the graph does, to be compared with another."""
     lines, names = [], {}
@@ -252,7 +242,7 @@ def signature(traced: fx.GraphModule) -> list[str]:
 def check_batch(net: nn.Module, example: Tensor, traced: fx.GraphModule) -> None:
     """Raise UserError if the graph is another one for another number of images."""
     more = torch.cat([example, example[:1]])
-    other, _ = record(net, more, opaque=set())
+    other, _ = record(net, more, opaque=None)
     for ours, theirs, node in zip(
         signature(traced), signature(other), traced.graph.nodes, strict=False
     ):
@@ -263,12 +253,11 @@ def check_batch(net: nn.Module, example: Tensor, traced: fx.GraphModule) -> None
 def same_elsewhere(net: nn.Module, example: Tensor, traced: fx.GraphModule) -> bool:
     """Is the graph the same for images of another size?"""
     larger = torch.zeros(*example.shape[:2], *(n + GROWTH for n in example.shape[2:]))
-    opaque: set[str] = set()
     try:
-        other, _ = record(net, larger.to(example), opaque)
+        other, _ = record(net, larger.to(example), opaque=None)
     except UserError:
         return False
-    return not opaque and signature(other) == signature(traced)
+    return signature(other) == signature(traced)
 
 
 def hold_shape(traced: fx.GraphModule, example: Tensor) -> tuple[str, nn.Module]:

@@ -5,8 +5,8 @@ from torch import Tensor, fx
 
 from sparsereg.errors import UserError
 from sparsereg.graph.channels import ChannelGraph
-from sparsereg.graph.edges import How
 from sparsereg.graph.moves import call
+from sparsereg.graph.nodes import How
 from sparsereg.graph.operations import Kind, is_layer
 
 Constants = dict[fx.Node, tuple[int, Tensor]]  # addition or …: which side is constant, (C,)

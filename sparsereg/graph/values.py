@@ -6,6 +6,7 @@ So the code of a network may ask for shapes, and branch on them, without being r
 import inspect
 import operator
 from collections.abc import Callable, Iterator
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch._subclasses.fake_tensor import (  # torch has no public name for it
 from torch.fx.proxy import TraceError
 from torch.utils._pytree import tree_map_only
 
-from sparsereg.graph.operations import BATCH_NORMS, MODULES, Kind
+from sparsereg.graph.operations import BATCH_NORMS, CONVOLUTIONS, MODULES, Kind
 
 LISTS = (torch.cat, torch.concat, torch.stack, torch.hstack, torch.vstack)
 AS_ANOTHER = {"expand_as": "expand", "view_as": "view", "reshape_as": "reshape"}
@@ -118,6 +119,14 @@ class ValueTracer(fx.Tracer):
     def create_proxy(self, kind, target, args, kwargs, *others, **more):
         if target is torch._assert:
             return None
+        if kind == "call_function" and isinstance(target, FunctionType) and is_theirs(target):
+            return target(*args, **kwargs)  # which torch.fx.wrap has kept whole
+        if target is operator.pow:
+            if not any(is_tensor(a) for a in args):
+                return operator.pow(
+                    *(self.fixed(a) if isinstance(a, fx.Proxy) else a for a in args)
+                )
+            target = torch.pow
         if kind == "call_method" and target in ("dim", "ndimension", "is_contiguous"):
             return getattr(args[0].node.meta["value"], target)(*args[1:])
         if kind == "call_method" and target == "size" and len(args) == 1 and not kwargs:
@@ -155,8 +164,9 @@ class ValueTracer(fx.Tracer):
 
     def module_result(self, name: str, args: tuple, kwargs: dict) -> Any:
         module = self.root.get_submodule(name)
-        if keeps_shape(module, args, kwargs):
-            return torch.empty_like(args[0])  # which torch takes long to find out
+        simple = len(args) == 1 and not kwargs and isinstance(args[0], Tensor)
+        if simple and (shape := known_shape(module, args[0])):
+            return args[0].new_empty(shape)  # which torch takes long to find out
         try:
             return in_eval_mode(module, args, kwargs)
         except (RuntimeError, TypeError):  # its code looks at values: then with some
@@ -190,15 +200,46 @@ class ValueTracer(fx.Tracer):
         return iter([obj[i] for i in range(self.length(obj))])
 
 
-def keeps_shape(module: nn.Module, args: tuple, kwargs: dict) -> bool:
-    """Is the result like the one tensor that it takes?"""
-    if len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
-        return False
-    if type(module) in BATCH_NORMS:
-        return args[0].shape[1:2] == (module.num_features,)
-    if type(module) is nn.Linear:
-        return args[0].shape[-1] == module.in_features == module.out_features
-    return MODULES.get(type(module)) in (Kind.SCALE, Kind.ZERO, Kind.CONSTANT)
+def known_shape(module: nn.Module, x: Tensor) -> tuple[int, ...] | None:
+    """That of the result of some of torch's layers.
+
+    Raises:
+        RuntimeError: it cannot take this tensor.
+    """
+    kind = type(module)
+    if kind in BATCH_NORMS:
+        check_width(module, x, 1, module.num_features)
+        return x.shape
+    if kind is nn.Linear:
+        check_width(module, x, -1, module.in_features)
+        return (*x.shape[:-1], module.out_features)
+    if kind in CONVOLUTIONS and x.dim() == module.weight.dim():
+        check_width(module, x, 1, module.in_channels)
+        return None if isinstance(module.padding, str) else conv_shape(module, x)
+    same = (Kind.SCALE, Kind.ZERO, Kind.CONSTANT, Kind.GATE)
+    return x.shape if MODULES.get(kind) in same else None
+
+
+def check_width(module: nn.Module, x: Tensor, axis: int, expected: int) -> None:
+    if x.shape[axis] != expected:
+        raise RuntimeError(f"{module} reads a tensor of {tuple(x.shape)}")
+
+
+def conv_shape(conv: nn.Module, x: Tensor) -> tuple[int, ...] | None:
+    settings = zip(conv.kernel_size, conv.padding, conv.stride, conv.dilation, strict=True)
+    sizes = [
+        (n + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+        for n, (kernel, padding, stride, dilation) in zip(x.shape[2:], settings, strict=True)
+    ]
+    return (len(x), conv.out_channels, *sizes) if min(sizes) > 0 else None
+
+
+def is_theirs(function: FunctionType) -> bool:
+    return not (function.__module__ or "").startswith("torch.")
+
+
+def is_tensor(value: Any) -> bool:
+    return isinstance(value, fx.Proxy) and isinstance(value.node.meta["value"], Tensor)
 
 
 def zeros_like(tensor: Tensor) -> Tensor:

@@ -231,7 +231,8 @@ def num_images(channels: ChannelGraph) -> int:
 
 
 def like(tensor: Tensor) -> Tensor:
-    return torch.empty(tensor.shape, dtype=tensor.dtype)
+    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype  # as the network's
+    return torch.empty(tensor.shape, dtype=dtype)
 
 
 def graph_order(net: nn.Module, channels: ChannelGraph) -> Tensor:

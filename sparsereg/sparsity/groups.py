@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, fx
 
 from sparsereg.graph.channels import ChannelGraph
-from sparsereg.graph.edges import NO_GATE, How
+from sparsereg.graph.nodes import NO_GATE, How
 from sparsereg.graph.operations import CONVOLUTIONS, Kind, is_layer
 from sparsereg.model.basic_l0_blocks import SharedGates
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from sparsereg.graph.channels import ChannelGraph
-from sparsereg.graph.edges import ALWAYS_ZERO, NO_GATE
+from sparsereg.graph.nodes import ALWAYS_ZERO, NO_GATE
 from sparsereg.graph.operations import Kind
 from sparsereg.graph.readers import settle
 from sparsereg.graph.unreached import way_to_reader
@@ -57,6 +57,10 @@ class Presences:
                 self.may_be_constant(channels, node)
 
     def number(self, presence: Presence) -> int:
+        if (
+            presence.gate == NO_GATE and len(presence.readers) == 1
+        ):  # which is as if it were its own
+            presence = Presence(*presence.readers, frozenset([NO_GATE]))
         if presence not in self.numbers:
             self.numbers[presence] = len(self.table)
             self.table.append(presence)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from sparsereg.graph.channels import ChannelGraph
-from sparsereg.graph.edges import NO_GATE, Edge, How
+from sparsereg.graph.nodes import NO_GATE, Edge, How
 from sparsereg.graph.operations import Kind
 
 FREE, KEPT = -1, -2  # in place of a gate: none yet, and none can be

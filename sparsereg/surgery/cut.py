@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from sparsereg.graph.channels import ChannelGraph
-from sparsereg.graph.edges import NO_GATE, Flow, How
+from sparsereg.graph.nodes import NO_GATE, Flow, How
 from sparsereg.graph.operations import Kind
 from sparsereg.graph.readers import present as find_present
 from sparsereg.graph.unreached import Collapsed, Constants, find_constants
@@ -47,6 +47,9 @@ def cut(
     image_shape = tuple(images.meta["value"].shape[1:])
     for node in traced.graph.nodes:
         node.meta.pop("value", None)  # that of the whole network
+    for node in traced.graph.find_nodes(op="get_attr"):  # all that is read goes into a file
+        owner, _, name = node.target.rpartition(".")
+        traced.get_submodule(owner)._non_persistent_buffers_set.discard(name)
     traced.meta["image_shape"] = image_shape
     return traced.eval()
 

@@ -10,12 +10,14 @@ from torch import Tensor, fx, nn
 
 from sparsereg.errors import UserError
 from sparsereg.graph.channels import ChannelGraph
-from sparsereg.graph.layers import copied
+from sparsereg.graph.layers import copied, plain_copy
+from sparsereg.graph.tracing import trace
 from sparsereg.model.basic_l0_blocks import GATES, L0Gate, SharedGates
 from sparsereg.model.gated import GatedNetwork
 from sparsereg.surgery.coupling import Coupling, Read, couple
 from sparsereg.surgery.modes import trace_both_modes
 from sparsereg.surgery.places import Place, find_places, put_gate
+from sparsereg.surgery.plain_graph import check_savable
 from sparsereg.surgery.verify import verify
 
 ENOUGH = 0.2  # highest reachable sparsity below which there is a warning
@@ -110,7 +112,9 @@ def place_gates(
         )
     for name, module in net.named_modules():
         module.training = modes.get(name, modes[""])
-    return GatedNetwork(net, traced.graph, example), places
+    gated = GatedNetwork(net, traced.graph, example)
+    check_savable(trace(plain_copy(gated)))
+    return gated, places
 
 
 def is_chosen(name: str, include: list[str], exclude: list[str]) -> bool:

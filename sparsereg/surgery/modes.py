@@ -19,7 +19,8 @@ from sparsereg.graph.tracing import (
 
 def trace_both_modes(net: nn.Module, example: Tensor | None) -> tuple[fx.GraphModule, Tensor]:
     """The graph of `net`, a private copy, in training, and the example; what the eval mode does
-    otherwise is done by modules that know their mode.
+    otherwise is done by modules that know their mode. It leaves `net` in eval mode, in which no
+    weight changes by being looked at.
 
     A module that records another graph in eval mode, or changes its buffers, becomes one operation.
 
@@ -44,7 +45,7 @@ def trace_both_modes(net: nn.Module, example: Tensor | None) -> tuple[fx.GraphMo
     use_dropout_layers(net, evaluated, trained)
     if decided and not same_elsewhere(net, torch.cat([images, images[:1]]), trained):
         net.add_module(*hold_shape(trained, images))
-    return trained, images
+    return trained.eval(), images
 
 
 def changed_buffer(net: nn.Module, versions: dict) -> dict[str, str]:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from sparsereg.errors import UserError
-from sparsereg.graph.operations import METHODS, NAMES, resolve_name
+from sparsereg.graph.nodes import module_of, place_of
+from sparsereg.graph.operations import METHODS, MODULES, NAMES, Kind, resolve_name
 from sparsereg.surgery.description import DTYPES, TYPES, check_description
 
 PLAIN = (bool, int, float, str, type(None))
@@ -27,14 +28,7 @@ def describe(net: fx.GraphModule) -> dict:
     Raises:
         UserError: a layer or function that is not among those of `operations`.
     """
-    operations = []
-    for node in net.graph.nodes:
-        target = NAMES.get(node.target) if node.op == "call_function" else node.target
-        known = {"call_function": target, "call_method": target in METHODS}
-        if not known.get(node.op, True):
-            raise UserError(f"{node.target} is a function that cannot be saved")
-        arguments = [encode(a) for a in node.args], {k: encode(a) for k, a in node.kwargs.items()}
-        operations.append([node.name, node.op, target, *arguments])
+    operations = [describe_operation(node) for node in net.graph.nodes]
     names = {node.target for node in net.graph.nodes if node.op == "call_module"}
     layers = {name: describe_layer(net.get_submodule(name)) for name in sorted(names)}
     found = {"operations": operations, "layers": layers}
@@ -47,6 +41,26 @@ def describe(net: fx.GraphModule) -> dict:
     return found
 
 
+def describe_operation(node: fx.Node) -> list:
+    target = NAMES.get(node.target) if node.op == "call_function" else node.target
+    if target is None or (node.op == "call_method" and target not in METHODS):
+        name = getattr(node.target, "__name__", node.target)
+        raise UserError(f"{name}{place_of(node)} is a function that cannot be saved")
+    arguments = [encode(a) for a in node.args], {k: encode(a) for k, a in node.kwargs.items()}
+    return [node.name, node.op, target, *arguments]
+
+
+def check_savable(traced: fx.GraphModule) -> None:
+    """Raise UserError if its description lacks something, which after a training would be late."""
+    for node in traced.graph.nodes:
+        describe_operation(node)
+        layer = module_of(traced, node)
+        if layer is not None and MODULES.get(type(layer)) != Kind.GATE:
+            describe_layer(layer, f"{node.target}{place_of(node)}")
+        if node.op == "get_attr":
+            describe_tensor(traced, node.target)
+
+
 def describe_tensor(net: nn.Module, name: str) -> list:
     tensor = operator.attrgetter(name)(net)
     dtype = str(tensor.dtype).removeprefix("torch.")
@@ -55,11 +69,11 @@ def describe_tensor(net: nn.Module, name: str) -> list:
     return [[*tensor.shape], dtype, isinstance(tensor, nn.Parameter)]
 
 
-def describe_layer(layer: nn.Module) -> list:
+def describe_layer(layer: nn.Module, name: str = "") -> list:
     """Type and constructor arguments, which torch's layers keep under the same names; those that
     have their default are left out, so that a torch without them can read the file."""
     if TYPES.get(type(layer).__name__) is not type(layer):
-        raise UserError(f"{type(layer).__name__} is a layer that cannot be saved")
+        raise UserError(f"{name} {type(layer).__name__} is a layer that cannot be saved".strip())
     parameters = inspect.signature(type(layer)).parameters
     settings = {name: getattr(layer, name) for name in parameters if hasattr(layer, name)}
     if "bias" in settings:  # a tensor or None; BatchNorm has it if it is affine

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, fx
 
 from sparsereg.graph.channels import ChannelGraph
-from sparsereg.graph.edges import How
+from sparsereg.graph.nodes import How
 from sparsereg.graph.operations import Kind
 from sparsereg.model.basic_l0_blocks import SharedGates
 from sparsereg.model.layers import ChannelScale
