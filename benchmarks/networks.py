@@ -24,19 +24,24 @@ from sparsereg.sparsity.cost import ExpectedCost
 from sparsereg.sparsity.size import count
 from sparsereg.surgery.insert import place_gates
 
-TORCHVISION = """
-alexnet vgg11 vgg11_bn resnet18 resnet50 resnext50_32x4d wide_resnet50_2 densenet121 densenet169
-googlenet inception_v3 mobilenet_v2 mobilenet_v3_small mobilenet_v3_large efficientnet_b0
-efficientnet_v2_s mnasnet0_5 regnet_x_400mf regnet_y_400mf shufflenet_v2_x0_5 squeezenet1_1
-convnext_tiny vit_b_32 swin_t maxvit_t
-""".split()
-TIMM = """
-resnet26d resnext26ts ecaresnet26t skresnet18 res2net50_48w_2s resnest14d darknet17 cspresnet50
-dla46_c dpn68 ese_vovnet19b_slim hrnet_w18_small efficientnet_lite0 tf_efficientnetv2_b0 mixnet_s
-fbnetc_100 mobilenetv1_100 mobilenetv4_conv_small mobileone_s0 ghostnet_050 rexnet_100 nf_regnet_b0
-convnext_atto convmixer_768_32 fastvit_t8 repghostnet_050 inception_v4 xception41 selecsls42
-dm_nfnet_f0 poolformer_s12 mobilevit_xxs levit_128s coatnet_pico_rw_224 regnety_002
-""".split()
+TORCHVISION = (
+    *("alexnet", "vgg11", "vgg11_bn", "resnet18", "resnet50", "resnext50_32x4d"),
+    *("wide_resnet50_2", "densenet121", "densenet169", "googlenet", "inception_v3"),
+    *("mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_b0"),
+    *("efficientnet_v2_s", "mnasnet0_5", "regnet_x_400mf", "regnet_y_400mf"),
+    *("shufflenet_v2_x0_5", "squeezenet1_1", "convnext_tiny", "vit_b_32", "swin_t"),
+    *("maxvit_t"),
+)
+TIMM = (
+    *("resnet26d", "resnext26ts", "ecaresnet26t", "skresnet18", "res2net50_48w_2s"),
+    *("resnest14d", "darknet17", "cspresnet50", "dla46_c", "dpn68", "ese_vovnet19b_slim"),
+    *("hrnet_w18_small", "efficientnet_lite0", "tf_efficientnetv2_b0", "mixnet_s"),
+    *("fbnetc_100", "mobilenetv1_100", "mobilenetv4_conv_small", "mobileone_s0"),
+    *("ghostnet_050", "rexnet_100", "nf_regnet_b0", "convnext_atto", "convmixer_768_32"),
+    *("fastvit_t8", "repghostnet_050", "inception_v4", "xception41", "selecsls42"),
+    *("dm_nfnet_f0", "poolformer_s12", "mobilevit_xxs", "levit_128s", "coatnet_pico_rw_224"),
+    *("regnety_002"),
+)
 SIZES = {  # of images; 64 for the others
     **dict.fromkeys(("vit_b_32", "maxvit_t", "levit_128s", "coatnet_pico_rw_224"), 224),
     **dict.fromkeys(("alexnet", "inception_v3", "inception_v4", "xception41"), 96),

@@ -34,7 +34,6 @@ ACTIVATIONS = {
     "function": lambda: F.relu,
     "torch": lambda: torch.tanh,
     "method": lambda: lambda x: x.relu(),
-    "of the class": lambda: Tensor.relu,
     "clamp": lambda: lambda x: x.clamp(-1, 1),
     "half": lambda: lambda x: 0.5 * x,
     "minus": lambda: lambda x: 1 - x,
@@ -291,7 +290,8 @@ class Grammar:
             lambda n, x: n.fc(n.pool(x)[:, :, 0, 0]),
             lambda n, x: n.conv(n.pool(x)).flatten(1),
             lambda n, x: n.last(n.act(n.first(x.flatten(1)))),
-            lambda n, x: n.last(n.act(n.norm(n.first(x.reshape(len(x), -1))))),
+            lambda n, x: n.last(n.act(n.norm(n.first(x.reshape(x.shape[0], -1))))),
+            lambda n, x: n.fc(n.pool(x).view(len(x), -1)),
         ))  # fmt: skip
         parts = {"fc": nn.Linear(c, 3), "conv": nn.Conv2d(c, 3, 1), "pool": nn.AdaptiveAvgPool2d(1)}
         parts |= {"first": nn.Linear(c * size * size, hidden), "last": nn.Linear(hidden, 3)}

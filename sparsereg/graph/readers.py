@@ -77,7 +77,13 @@ def same(a: Tensor, b: Tensor) -> Tensor:
 
 
 def settle(
-    graph: ChannelGraph, read: Read, either: Either, lift: Lift, always: int, never: int
+    graph: ChannelGraph,
+    read: Read,
+    either: Either,
+    lift: Lift,
+    always: int,
+    never: int,
+    within: Either = lambda carried, asked: carried,
 ) -> dict[fx.Node, Tensor]:
     """What the readers of each channel ask of it.
 
@@ -87,14 +93,19 @@ def settle(
         lift: what a gated feature of a flattened tensor asks of its channel.
         always: what is asked of the network's input, which nothing can cut.
         never: what is asked of a channel that nothing reads.
+        within: what remains of channels that an operation takes along, given what it is asked for.
     """
     inputs = [node for node in graph.gate_of if graph.kinds[node] == Kind.INPUT]
     found = {node: torch.full_like(graph.gate_of[node], always) for node in inputs}
     while True:
         asked = backward(graph, read, either, lift, never, found)
-        found = carry_on(graph, asked, either, never)
-        if all(torch.equal(found[node], asked[node]) for node in found):
+        before, found = found, carry_on(graph, asked, either, never, within)
+        if unchanged(found, asked) or unchanged(found, before):
             return found
+
+
+def unchanged(found: dict[fx.Node, Tensor], before: dict[fx.Node, Tensor]) -> bool:
+    return all(node in before and torch.equal(found[node], before[node]) for node in found)
 
 
 def backward(
@@ -166,7 +177,11 @@ def of_groups(asked: Tensor, groups: int, either: Either) -> Tensor:
 
 
 def carry_on(
-    graph: ChannelGraph, asked: dict[fx.Node, Tensor], either: Either, never: int
+    graph: ChannelGraph,
+    asked: dict[fx.Node, Tensor],
+    either: Either,
+    never: int,
+    within: Either,
 ) -> dict[fx.Node, Tensor]:
     """What remains of a tensor, for whichever reader, all operations on it take along; but not
     those that select features."""
@@ -176,7 +191,8 @@ def carry_on(
         if edges and node not in graph.positions and (found[node] != never).any():
             parts = [of_source(found[edge.source], edge.order, never) for edge in edges]
             made = torch.stack([edge.order >= 0 for edge in edges]).any(dim=0)  # not zeros
-            found[node] = torch.where(made, reduce(either, parts), found[node])
+            carried = within(reduce(either, parts), found[node])
+            found[node] = torch.where(made, carried, found[node])
     return found
 
 

@@ -36,10 +36,10 @@ def cut(
     with torch.no_grad():
         apply_gates(channels, present, values)
         fix_sizes(channels)
-        put_in(channels, constants)
         for node in reversed(channels.flow):  # readers first
             if present[node].any():
                 narrow(channels, node, present)
+        put_in(channels, constants)
     traced.graph.eliminate_dead_code()
     traced.delete_all_unused_submodules()
     traced.recompile()
