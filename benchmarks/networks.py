@@ -1,32 +1,52 @@
-"""Gates in other people's networks: where they go, how much they can remove, and whether the cut is
-exact. Prints the table of docs/networks.md.
+"""Gates in other people's networks: how much they can remove, and whether the cut is exact. Prints
+the table of docs/networks.md, with what Torch-Pruning does to the same networks beside it.
 
-    python -m benchmarks.networks [NAME …]
+    python -m benchmarks.networks [LIBRARY:NAME …]
 
-Every network gets BatchNorm statistics of the images, random BatchNorm weights, and several random
-gate patterns, in float64.
+Every network gets random weights, also where its own start at 0 or 1, random BatchNorm weights and
+statistics of the images, and several random gate patterns, in float64.
 """
 
+import signal
 import sys
-from collections import Counter
+import time
 
 import torch
 from torch import Tensor, nn
 
-from sparsereg.compact import compact, fold
+from sparsereg.compact import Collapsed, compact, fold
+from sparsereg.errors import UserError
 from sparsereg.model.basic_l0_blocks import deterministic_gate, gate_layers
 from sparsereg.model.gated import GatedNetwork
+from sparsereg.model.small_images import NETWORKS
 from sparsereg.networks import plain_network
 from sparsereg.sparsity.cost import ExpectedCost
 from sparsereg.sparsity.size import count
-from sparsereg.surgery.insert import Place, place_gates
+from sparsereg.surgery.insert import place_gates
 
-OURS = ("resnet18", "wrn_28_10", "vgg16_bn", "mobilenet_v3_small", "lenet5")
 TORCHVISION = (
-    *("resnet18", "resnet50", "wide_resnet50_2", "vgg11_bn", "densenet121", "mobilenet_v2"),
-    *("mobilenet_v3_small", "efficientnet_b0", "squeezenet1_1", "googlenet", "regnet_y_400mf"),
-    "shufflenet_v2_x0_5",
+    *("alexnet", "vgg11", "vgg11_bn", "resnet18", "resnet50", "resnext50_32x4d"),
+    *("wide_resnet50_2", "densenet121", "densenet169", "googlenet", "inception_v3"),
+    *("mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_b0"),
+    *("efficientnet_v2_s", "mnasnet0_5", "regnet_x_400mf", "regnet_y_400mf"),
+    *("shufflenet_v2_x0_5", "squeezenet1_1", "convnext_tiny", "vit_b_32", "swin_t"),
+    *("maxvit_t"),
 )
+TIMM = (
+    *("resnet26d", "resnext26ts", "ecaresnet26t", "skresnet18", "res2net50_48w_2s"),
+    *("resnest14d", "darknet17", "cspresnet50", "dla46_c", "dpn68", "ese_vovnet19b_slim"),
+    *("hrnet_w18_small", "efficientnet_lite0", "tf_efficientnetv2_b0", "mixnet_s"),
+    *("fbnetc_100", "mobilenetv1_100", "mobilenetv4_conv_small", "mobileone_s0"),
+    *("ghostnet_050", "rexnet_100", "nf_regnet_b0", "convnext_atto", "convmixer_768_32"),
+    *("fastvit_t8", "repghostnet_050", "inception_v4", "xception41", "selecsls42"),
+    *("dm_nfnet_f0", "poolformer_s12", "mobilevit_xxs", "levit_128s", "coatnet_pico_rw_224"),
+    *("regnety_002"),
+)
+SIZES = {  # of images; 64 for the others
+    **dict.fromkeys(("vit_b_32", "maxvit_t", "levit_128s", "coatnet_pico_rw_224"), 224),
+    **dict.fromkeys(("alexnet", "inception_v3", "inception_v4", "xception41"), 96),
+}
+SECONDS = 300  # that Torch-Pruning may take
 PATTERNS = 3
 REASONS = {  # what the analysis says: what the table says
     "added to another tensor": "read by an addition",
@@ -77,6 +97,7 @@ def set_gates(net: nn.Module, share: float) -> Tensor:
 def largest_difference(gated: nn.Module, x: Tensor) -> float:
     """Of the cut and of the folded network from the masked one, relative to the largest logit; and
     once more without what does not depend on the image, which is the larger part of the logits."""
+    randomise(gated, x)  # so that the images survive the closed gates too
     masked, small = gated(x), compact(gated)
     errors = []
     for logits in (small(x), fold(small)(x)):
@@ -90,14 +111,14 @@ def check(gated: GatedNetwork, size: int, patterns: int = PATTERNS) -> dict:
     x, image_shape = images(size), (3, size, size)
     cost = ExpectedCost(gated, image_shape)
     gated = gated.double().eval()
-    for gate in gate_layers(gated).values():
-        gate.qz_loga.data.fill_(10.0)
-    randomise(gated, x)
-    errors, counted = [], []
+    errors, counted = [0.0], []
     for seed in range(patterns):
         torch.manual_seed(seed)
         is_open = set_gates(gated, (0.5, 0.2, 0.8)[seed % 3])
-        errors.append(largest_difference(gated, x))
+        try:
+            errors.append(largest_difference(gated, x))
+        except Collapsed:
+            continue
         found = cost.count(is_open)
         size_when_cut = count(compact(gated), image_shape)
         counted.append(size_when_cut == {name: found[name] for name in size_when_cut})
@@ -105,40 +126,72 @@ def check(gated: GatedNetwork, size: int, patterns: int = PATTERNS) -> dict:
     return {"error": max(errors), "counts": all(counted), "dense": cost.dense, **highest}
 
 
-def why_not(places: list[Place]) -> str:
-    """How many layers have no gate, and for which reasons; the classifier is not one of them."""
-    found = [place.why_not for place in places if place.why_not]
-    found = [why for why in found if "output of the network" not in why and "goes with" not in why]
-    reasons = Counter(shorten(why) for why in found)
-    return "; ".join(f"{n} {reason}" for reason, n in reasons.most_common())
-
-
-def shorten(why: str) -> str:
-    return next((reason for words, reason in REASONS.items() if words in why), why)
-
-
-def row(library: str, name: str, size: int) -> str:
+def make(library: str, name: str) -> nn.Module:
     torch.manual_seed(0)
-    gated, places = place_gates(plain_network(library, name, num_classes=10))
-    found = check(gated, size)
-    layers = f"{sum(place.why_not is None for place in places)} of {len(places) - 1}"
-    cells = [
-        *(f"`{name}`", layers, f"{found['dense']['channels']:,}", f"{found['dense']['params']:,}"),
+    net = plain_network(library, name, num_classes=10)
+    for parameter in net.parameters():  # layer scales, positions and so on
+        if parameter.dim() == 1 or parameter.numel() < 5000:
+            parameter.data.add_(torch.randn_like(parameter) * 0.1)
+    return net
+
+
+def ours(library: str, name: str, size: int) -> list[str]:
+    """Gates, parameters, removable shares, difference, counts and seconds; or why not."""
+    start = time.process_time()
+    try:
+        gated, _ = place_gates(
+            make(library, name), coupled=True, example=torch.zeros(1, 3, size, size)
+        )
+        seconds = time.process_time() - start
+        found = check(gated, size)
+    except UserError as error:
+        return ["no: " + str(error).replace("|", "\\|"), *[""] * 6]
+    return [
+        *(f"{found['dense']['channels']:,}", f"{found['dense']['params']:,}"),
         *(f"{found['params']:.1%}", f"{found['macs']:.1%}", f"{found['error']:.0e}"),
-        "yes" if found["counts"] else "**no**",
-        why_not(places),
+        *("yes" if found["counts"] else "**no**", f"{seconds:.1f}"),
     ]
-    return "| " + " | ".join(cells) + " |"
+
+
+def torch_pruning(library: str, name: str, size: int) -> str:
+    """The parameters that are gone when it prunes half of all channels; or its error."""
+    import torch_pruning as tp
+
+    net, images = make(library, name).eval(), torch.randn(1, 3, size, size)
+    before = sum(p.numel() for p in net.parameters())
+    last = [
+        m for m in net.modules() if getattr(m, "out_features", getattr(m, "out_channels", 0)) == 10
+    ]
+    signal.alarm(SECONDS)
+    try:
+        importance = tp.importance.MagnitudeImportance(p=2)
+        settings = {"importance": importance, "pruning_ratio": 0.5, "ignored_layers": last}
+        tp.pruner.MetaPruner(net, images, **settings).step()
+        net(images)
+    except (Exception, TimeoutError) as error:  # whatever its code raises
+        return f"no: {type(error).__name__}"
+    finally:
+        signal.alarm(0)
+    return f"{1 - sum(p.numel() for p in net.parameters()) / before:.1%}"
+
+
+def too_long(*_: object) -> None:
+    raise TimeoutError
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    wanted = sys.argv[1:]
-    for library, names, size in (("sparsereg", OURS, 32), ("torchvision", TORCHVISION, 64)):
-        print(f"\n{library}, {size}x{size}", flush=True)
-        for name in names:
-            if not wanted or name in wanted:
-                print(row(library, name, size), flush=True)
+    signal.signal(signal.SIGALRM, too_long)
+    names = [f"sparsereg:{name}" for name in NETWORKS]
+    names += [f"torchvision:{name}" for name in TORCHVISION] + [f"timm:{name}" for name in TIMM]
+    for key in sys.argv[1:] or names:
+        library, _, name = key.partition(":")
+        size = 32 if library == "sparsereg" else SIZES.get(name, 64)
+        cells = [f"`{name}`", str(size), *ours(library, name, size)]
+        print(
+            "| " + " | ".join([library, *cells, torch_pruning(library, name, size)]) + " |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from sparsereg.surgery.insert import place_gates
 ONE_HEAD = {"aux_logits": False, "init_weights": True}
 TORCHVISION = {"googlenet": ONE_HEAD, "inception_v3": ONE_HEAD}
 MOST_CLASSES = 1_000_000
+# Where files have the weights, the mean of those of several steps first
+PARTS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model", "net")
 SECOND_HEADS = ("aux1.", "aux2.", "AuxLogits.")
 
 
@@ -54,6 +56,7 @@ def new_network(
     include: str | Sequence[str] = "*",
     exclude: str | Sequence[str] = (),
     gate_inputs: str | Sequence[str] = (),
+    coupled: bool = False,
     image_shape: Sequence[int] | None = None,
 ) -> nn.Module:
     """An image classifier, (N, C, H, W) -> logits (N, num_classes), with gates where they remove
@@ -66,6 +69,7 @@ def new_network(
             count if it has as many classes.
         without_using_gate: no gates at all.
         droprate_init, temperature, sampling, include, exclude, gate_inputs: see `insert_gates`.
+        coupled: see `insert_gates`; checkpoints without it have no shared gates.
         image_shape: (C, H, W) of the images; None: colour images, as checkpoints without it had.
 
     Raises:
@@ -76,8 +80,9 @@ def new_network(
         load_pretrained(net, pretrained, num_classes)
     if without_using_gate:
         return net
-    settings = droprate_init, include, exclude, temperature, sampling, gate_inputs
-    gated, _ = place_gates(net, *settings)
+    settings = droprate_init, include, exclude, temperature, sampling, gate_inputs, coupled
+    example = None if image_shape is None else torch.zeros(1, *image_shape)
+    gated, _ = place_gates(net, *settings, example)
     return gated
 
 
@@ -118,7 +123,8 @@ def load_pretrained(net: nn.Module, path: str, num_classes: int) -> None:
     Raises:
         UserError: no such file, or it is not a state dict of this network.
     """
-    state, own = read_state(path), net.state_dict()
+    own = net.state_dict()
+    state = without_prefix(read_state(path), own)
     state = {key: tensor for key, tensor in state.items() if not key.startswith(SECOND_HEADS)}
     differs = [key for key in own if key in state and state[key].shape != own[key].shape]
     is_last = {key.rpartition(".")[0] for key in differs}
@@ -132,17 +138,35 @@ def load_pretrained(net: nn.Module, path: str, num_classes: int) -> None:
     net.load_state_dict(state)
 
 
+def without_prefix(state: dict[str, Tensor], own: Mapping) -> dict[str, Tensor]:
+    """`module.` of parallel training, `_orig_mod.` of a compiled network, `net.` of a class around
+    it: whatever all keys begin with, if they are the network's own behind it."""
+    state.pop("n_averaged", None)  # of torch.optim.swa_utils
+    key = next(iter(own))
+    for prefix in [name.removesuffix(key) for name in state if name.endswith(key)]:
+        if all(name.startswith(prefix) for name in state):
+            return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return state
+
+
 def read_state(path: str) -> dict[str, Tensor]:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"model.pretrained={path} cannot be read: {error.strerror}") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError):
         raise UserError(f"model.pretrained={path} is no file of plain weights") from None
-    state = state.get("state_dict", state) if isinstance(state, Mapping) else None
-    if not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+    while isinstance(content, Mapping) and (parts := [k for k in PARTS if is_table(content, k)]):
+        content = content[parts[0]]
+    if not isinstance(content, Mapping) or not content:
         raise UserError(f"model.pretrained={path} is no state dict")
-    return dict(state)
+    if not all(isinstance(tensor, Tensor) for tensor in content.values()):
+        raise UserError(f"model.pretrained={path} is no state dict")
+    return dict(content)
+
+
+def is_table(content: Mapping, key: str) -> bool:
+    return isinstance(content.get(key), Mapping)
 
 
 def check_takes(net: nn.Module, image_shape: tuple[int, int, int]) -> None:

@@ -1,7 +1,7 @@
 """Which channels of a network belong together, and which gates close them.
 
 The network is traced, so no network is known by name. Forward through the graph, every channel of
-every tensor learns which gate multiplies it; backward, every channel learns who still reads it:
+every tensor learns which gate multiplies it (`flows`); backward, who still reads it (`readers`):
 
 - A gate's zero stays zero through activations, pooling, concatenation and flattening.
 - Behind a flattening every channel is several features. A gate of each feature selects them; one is
@@ -10,7 +10,9 @@ every tensor learns which gate multiplies it; backward, every channel learns who
 - BatchNorm and depthwise convolutions keep channels apart, but make a constant of a zero.
 - An addition needs the same channels from both sides; zero is what is zero on both. So does a
   multiplication, as of squeeze-excitation, but there one zero is enough.
-- A grouped convolution keeps all its channels and those it reads: its groups must stay equal.
+- A grouped convolution keeps or loses whole groups, which must stay of one size.
+- Whatever else there is, attention say, reads all channels of its inputs: a barrier. Behind it
+  everything is new.
 
 A channel that nothing reads is not computed, and so on up to the input.
 """
@@ -18,52 +20,65 @@ A channel that nothing reads is not computed, and so on up to the input.
 import torch
 from torch import Tensor, fx, nn
 
-from sparsereg.graph.nodes import module_of, refuse
-from sparsereg.graph.operations import Kind, channel_order, kind_of
-from sparsereg.graph.tracing import trace
-from sparsereg.model.layers import ChannelSelect
+from sparsereg.graph.flows import RULES, origin_of, shape_of
+from sparsereg.graph.nodes import NO_GATE, Edge, Flow, How, module_of, refuse, whole
+from sparsereg.graph.operations import Kind, kind_of
+from sparsereg.graph.tracing import shared, trace
+from sparsereg.model.basic_l0_blocks import L0Gate, SharedGates
 
-NO_GATE = 0  # gates count from 1
+REASONS = {  # what becomes of a zero, or why it does not help
+    Kind.ADD: "it is added to another tensor ({})",
+    Kind.CAT: "{} joins it with another tensor",
+    Kind.MUL: "{} multiplies it",
+    Kind.AFFINE: "{} makes a constant of its zero",
+    Kind.CONSTANT: "{} makes a constant of its zero",
+    Kind.GROUPED: "{} is a grouped convolution: its groups stay equal",
+}
 
 
 class ChannelGraph:
     """The channels of a traced network.
 
     Args:
-        net: a network in eval mode; not changed.
+        net: a network in eval mode, a private copy.
+        example: images that it takes; None: see `trace`.
 
     Attributes:
         traced: the graph; it shares the modules of `net`.
         kinds: the kind of each node, see `operations`.
+        flow: for each node that is a tensor, its `Flow`.
+        gate_of: of these, the gate of each channel, (C,); `NO_GATE` for none.
         gates: for each gate layer, by module name, its numbers among all gates.
-        gate_of: for each node that has channels, the gate of each, (C,); `NO_GATE` for none.
-        flat: nodes of shape (N, features), every channel with all its positions.
-        order: for each node that selects channels, which one of its source each of its own is; of a
-            flattened tensor, which feature.
+        gate_layers: the same layers.
         positions: for each node that selects features of a flattened tensor, how many of them each
             channel of its source has.
         channel_gate: of each gate, (1 + gates,), that of the channel whose features it selects.
         notes: for each gate that something keeps apart from its channel, what that is.
 
     Raises:
-        UserError: names an operation through which channels cannot be followed.
+        UserError: the network cannot be traced, or has a gate where none can be.
     """
 
-    def __init__(self, net: nn.Module):
-        self.traced = trace(net)
-        self.kinds = {node: kind_of(self.traced, node) for node in self.traced.graph.nodes}
-        self.gates: dict[str, range] = {}
+    def __init__(self, net: nn.Module, example: Tensor | None = None):
+        self.traced = trace(net, example)
+        self.shared = shared(self.traced)
+        self.kinds: dict[fx.Node, Kind] = {}
+        self.flow: dict[fx.Node, Flow] = {}
         self.gate_of: dict[fx.Node, Tensor] = {}
-        self.flat: set[fx.Node] = set()
-        self.order: dict[fx.Node, Tensor] = {}
+        self.gates: dict[str, range] = {}
+        self.gate_layers: dict[str, L0Gate] = {}
         self.positions: dict[fx.Node, int] = {}
         self.channel_gate = torch.tensor([NO_GATE])
         self.notes: dict[int, str] = {}
-        for node, kind in self.kinds.items():
-            if kind == Kind.OUTPUT:
-                self.note(self.gate_of[node.args[0]], "is an output of the network")
-            elif kind != Kind.SIZE:
-                self.gate_of[node] = self.follow(node, kind)
+        for node in self.traced.graph.nodes:
+            self.kinds[node] = self.kind(node)
+            if node.op == "output":
+                self.check_output(node)
+            elif self.kinds[node] == Kind.SPLIT:
+                node.meta["scattered"] = True  # its parts are followed
+            elif self.kinds[node] != Kind.SIZE:
+                self.flow[node] = self.follow(node)
+                self.gate_of[node] = self.flow[node].gates
 
     def module(self, node: fx.Node) -> nn.Module | None:
         return module_of(self.traced, node)
@@ -73,131 +88,148 @@ class ChannelGraph:
 
     def sources(self, node: fx.Node) -> list[fx.Node]:
         """The tensors that a node reads, in order; twice, what it reads twice."""
-        arguments = [*node.args, *node.kwargs.values()]
-        if self.kinds[node] == Kind.CAT:
-            arguments = node.args[0] if node.args else node.kwargs["tensors"]
-        return [a for a in arguments if isinstance(a, fx.Node) and a in self.gate_of]
+        found: list[fx.Node] = []
+        fx.node.map_arg((node.args, node.kwargs), found.append)
+        return [source for source in found if source in self.flow]
 
     # Forward: which gate multiplies a channel
 
-    def follow(self, node: fx.Node, kind: Kind) -> Tensor:
-        """The gate of each channel of a node, from those of the nodes before it."""
+    def kind(self, node: fx.Node) -> Kind:
+        kind, value = kind_of(self.traced, node), node.meta.get("value")
+        if kind in (Kind.INPUT, Kind.OUTPUT, Kind.GATE):
+            return kind
+        if not isinstance(value, Tensor):
+            tensors = isinstance(value, list) and any(isinstance(v, Tensor) for v in value)
+            return (kind if kind == Kind.SPLIT else Kind.BARRIER) if tensors else Kind.SIZE
+        if kind == Kind.SIZE or (node.target in self.shared and holds_weights(self.module(node))):
+            return Kind.BARRIER
+        return kind
+
+    def follow(self, node: fx.Node) -> Flow:
+        """The channels behind a node, from those of the nodes before it."""
+        kind = self.kinds[node]
         if kind == Kind.INPUT:
-            return torch.full((self.input_width(node),), NO_GATE)
-        sources = self.sources(node)
-        before = [self.gate_of[source] for source in sources]
-        self.check_widths(node, kind, sources)
-        if kind != Kind.UNFLATTEN and (
-            kind == Kind.FLATTEN or any(s in self.flat for s in sources)
-        ):
-            self.flat.add(node)
-        if kind == Kind.CAT:
-            return torch.cat(before)
-        if kind == Kind.ADD:
-            both = torch.where(before[0] == before[1], before[0], NO_GATE)
-            for gates in before:
-                self.note(gates[both == NO_GATE], f"it is added to another tensor ({node.name})")
-            return both
-        if kind == Kind.MUL:
-            self.note(before[1][before[0] != NO_GATE], f"{node.name} multiplies it")
-            return torch.where(before[0] == NO_GATE, before[1], before[0])
-        if kind == Kind.SELECT:
-            self.order[node] = channel_order(self.traced, node, len(before[0]))
-            if sources[0] in self.flat:
-                self.positions[node] = self.module(node).positions
-            return before[0].repeat_interleave(self.positions.get(node, 1))[self.order[node]]
-        if kind == Kind.GROUPED:
-            self.note(before[0], f"{node.target} is a grouped convolution: its groups stay equal")
-        if kind in (Kind.MIX, Kind.GROUPED):
-            return torch.full((self.module(node).weight.shape[0],), NO_GATE)
-        if kind in (Kind.AFFINE, Kind.CONSTANT):
-            self.note(before[0], f"{self.name_of(node)} makes a constant of its zero")
-            return torch.full_like(before[0], NO_GATE)
+            return self.input(node)
         if kind == Kind.GATE:
-            return self.add_gates(node, sources[0])
-        return before[0]
+            return self.gate(node)
+        sources = self.sources(node)
+        if kind == Kind.MOVE:
+            origin, _ = origin_of(node)
+            sources = [origin] if origin in self.flow else sources
+        pairs = [(source, self.flow[source]) for source in sources]
+        rule = RULES.get(kind)
+        flow = rule(self.traced, node, pairs) if rule and (pairs or node.op == "get_attr") else None
+        if flow is None:
+            node.meta["scattered"] = kind == Kind.MOVE
+            if kind != Kind.CONSTANT_TENSOR:
+                self.kinds[node] = Kind.BARRIER
+            flow = whole(self.sources(node) or self.parts(node))
+        self.note_losses(node, flow)
+        return flow
 
-    def add_gates(self, node: fx.Node, source: fx.Node) -> Tensor:
-        """Number the gates of a layer, (its width,)."""
-        first, width = len(self.channel_gate), width_of(self.module(node))
-        self.gates[node.target] = range(first, first + width)
-        before = torch.full((width,), NO_GATE)
-        if self.takes_features(source, width):
-            self.positions[node] = width // len(self.gate_of[source])
-            self.order[node] = torch.arange(width)
-            before = self.gate_of[source].repeat_interleave(self.positions[node])
-        self.channel_gate = torch.cat([self.channel_gate, before])
-        return torch.tensor(self.gates[node.target])
+    def parts(self, node: fx.Node) -> list[fx.Node]:
+        """What the parts of a tuple are of."""
+        return [s for split in node.all_input_nodes for s in self.sources(split)]
 
-    def takes_features(self, source: fx.Node, width: int) -> bool:
-        """Must a gate layer of this width select, because what makes the features of `source`
-        cannot leave one of them out?"""
-        if source not in self.flat:
-            return False
-        if width > len(self.gate_of[source]) or (self.gate_of[source] != NO_GATE).any():
-            return True
-        while self.kinds[source] in (Kind.SCALE, Kind.ZERO, Kind.FLATTEN):
-            [source] = self.sources(source)
-        return self.kinds[source] == Kind.INPUT or source in self.positions
+    def input(self, node: fx.Node) -> Flow:
+        dims = shape_of(node)
+        if len(dims) < 2:
+            refuse(self.traced, node, ": it has no channels")
+        return Flow(torch.full((dims[1],), NO_GATE), 1)
 
-    def input_width(self, node: fx.Node) -> int:
-        """The input has the channels that the first layer reads."""
-        if list(self.kinds.values()).count(Kind.INPUT) > 1:
-            refuse(self.traced, node, ": the network has several inputs")
-        selected = None
-        for layer, kind in self.kinds.items():
-            module = self.module(layer)
-            if kind == Kind.SELECT and isinstance(module, ChannelSelect):
-                selected = selected or int(module.order.max()) + 1
-            if kind in (Kind.MIX, Kind.GROUPED):
-                if isinstance(module, nn.Linear):
-                    self.flat.add(node)
-                return selected or width_of(module)
-        refuse(self.traced, node, ": no convolution or linear layer reads it")
-
-    def check_widths(self, node: fx.Node, kind: Kind, sources: list[fx.Node]) -> None:
-        """What was followed must fit what the layer was built for."""
-        width, module = len(self.gate_of[sources[0]]), self.module(node)
-        if kind == Kind.CAT and any(source in self.flat for source in sources):
-            refuse(self.traced, node, ": it joins flattened tensors")
-        whole = kind == Kind.SPLIT or (
-            kind == Kind.SELECT and not isinstance(module, ChannelSelect)
-        )
-        if whole and sources[0] in self.flat:
-            refuse(self.traced, node, ": it takes apart a flattened tensor")
-        if kind == Kind.UNFLATTEN and sources[0] not in self.flat:
-            refuse(self.traced, node, ": it is no flattened tensor")
-        if kind in (Kind.ADD, Kind.MUL) and width != len(self.gate_of[sources[1]]):
-            refuse(self.traced, node, ": its sides have different numbers of channels")
-        if kind == Kind.GATE and self.is_gated(sources[0]):
+    def gate(self, node: fx.Node) -> Flow:
+        module, [source] = self.module(node), self.sources(node)
+        flow = self.flow[source]
+        if node.target in self.shared:
+            refuse(self.traced, node, f": {node.target} is called several times")
+        if isinstance(module, SharedGates):
+            numbers = [self.number(name, gate) for name, gate in module.gates.items()]
+            table = torch.tensor([*(n for each in numbers for n in each), NO_GATE])
+            return self.gated(node, source, table[module.order.cpu()[:: flow.repeat]])
+        width = len(module.qz_loga)
+        positions = self.features(source, width, module.axis)
+        if self.is_gated(source):
             refuse(self.traced, node, ": its channels have a gate already")
-        if isinstance(module, nn.Linear):
-            if sources[0] not in self.flat or module.in_features % width:
-                refuse(self.traced, node, f": {width} channels come in and are not flattened")
-        elif kind in (Kind.MIX, Kind.GROUPED, Kind.AFFINE, Kind.GATE):
-            own = width_of(module)  # perhaps of the features that each channel has become
-            if own % width if sources[0] in self.flat else own != width:
-                refuse(self.traced, node, f": {width} channels come in")
+        if positions is None:
+            gates = torch.tensor(self.number(node.target, module))
+            return self.gated(node, source, gates)
+        self.positions[node] = positions
+        own = flow.gates.repeat_interleave(positions)
+        gates = torch.tensor(self.number(node.target, module, own))
+        return Flow(gates, 1, 1, (Edge(source, How.FEATURES, torch.arange(width)),))
+
+    def gated(self, node: fx.Node, source: fx.Node, gates: Tensor) -> Flow:
+        """Behind gates of each channel."""
+        flow, axis = self.flow[source], self.module(node).axis % len(shape_of(source))
+        if flow.axis is None and shape_of(source)[axis] == len(gates):
+            return Flow(gates, axis, 1, (Edge(source, How.ALL, pick=True),))
+        if flow.axis != axis or flow.width != len(gates):
+            refuse(self.traced, node, f": {flow.width} channels come in")
+        edge = Edge(source, How.SAME, torch.arange(flow.width))
+        return Flow(gates, axis, flow.repeat, (edge,))
+
+    def number(self, name: str, gate: L0Gate, channels: Tensor | None = None) -> range:
+        """The numbers of the gates of a layer, new ones when it is met first."""
+        if name not in self.gates:
+            first, width = len(self.channel_gate), len(gate.qz_loga)
+            self.gates[name], self.gate_layers[name] = range(first, first + width), gate
+            own = torch.full((width,), NO_GATE) if channels is None else channels
+            self.channel_gate = torch.cat([self.channel_gate, own])
+        return self.gates[name]
+
+    def features(self, source: fx.Node, width: int, axis: int) -> int | None:
+        """Positions of each channel, where a gate layer of this width must select features, because
+        what makes them cannot leave one of them out."""
+        flow, dims = self.flow[source], shape_of(source)
+        if flow.axis != 1 or len(dims) != 2 or axis != 1 or width != dims[1]:
+            return None
+        if flow.repeat > 1 or (flow.gates != NO_GATE).any():
+            return flow.repeat
+        while self.kinds[source] in (Kind.SCALE, Kind.ZERO, Kind.MOVE, Kind.REDUCE):
+            [source] = self.sources(source)
+        is_made = self.kinds[source] == Kind.INPUT or source in self.positions
+        return flow.repeat if is_made else None
 
     def is_gated(self, source: fx.Node) -> bool:
         """Is there no room for one more gate? Features may have theirs beside that of a channel."""
-        gates = self.gate_of[source]
-        if source in self.flat:
+        gates = self.gate_of[source].clamp(min=NO_GATE)
+        if len(shape_of(source)) == 2:
             gates = self.channel_gate[gates]
         return bool((gates != NO_GATE).any())
+
+    # Why a gate may not remove its channels
+
+    def check_output(self, node: fx.Node) -> None:
+        [result] = node.args
+        if not isinstance(result, fx.Node) or result not in self.flow:
+            refuse(self.traced, node, ": a network must give one tensor")
+        self.note(self.gate_of[result], "is an output of the network")
+
+    def note_losses(self, node: fx.Node, flow: Flow) -> None:
+        name, kind = self.name_of(node), self.kinds[node]
+        for edge in flow.edges:
+            before = self.gate_of[edge.source]
+            if edge.how == How.ALL:
+                self.note(before, f"{name} reads all of them")
+            elif edge.how == How.GROUPS:
+                self.note(before, REASONS[Kind.GROUPED].format(name))
+            elif edge.how == How.SAME and kind in REASONS:
+                mine = edge.order >= 0
+                lost = before[edge.order[mine]][before[edge.order[mine]] != flow.gates[mine]]
+                self.note(lost, REASONS[kind].format(name))
 
     def note(self, gates: Tensor, reason: str) -> None:
         self.notes = dict.fromkeys(gates.tolist(), reason) | self.notes
 
     def gate_layers_of(self, gates: Tensor) -> list[str | None]:
         """The names of the layers that these gates belong to, each once; None for no gate."""
-        layers = {number: name for name, numbers in self.gates.items() for number in numbers}
-        return [*dict.fromkeys(layers.get(gate) for gate in gates.tolist())]
+        names = [*self.gates]
+        firsts = torch.tensor([numbers.start for numbers in self.gates.values()])
+        order = gates[gates.diff(prepend=gates[:1] - 2) != 0]  # without what repeats the last
+        places = torch.searchsorted(firsts, order, right=True) - 1
+        layers = torch.where(order > NO_GATE, places, -1).tolist()
+        return [None if i < 0 else names[i] for i in dict.fromkeys(layers)]
 
 
-def width_of(module: nn.Module) -> int:
-    """Input channels of a convolution, linear layer, BatchNorm or gate."""
-    names = ("in_channels", "in_features", "num_features")
-    return next((n for name in names if (n := getattr(module, name, None))), None) or len(
-        module.qz_loga
-    )
+def holds_weights(module: nn.Module | None) -> bool:
+    return module is None or bool(module.state_dict())

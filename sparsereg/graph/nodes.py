@@ -1,16 +1,79 @@
-"""A node of a traced network: its module, the line of code it comes from, and how to refuse it."""
+"""A node of a traced network: its module, its channels and how they depend on those of others, the
+line of code it comes from, and how to refuse it."""
 
 import linecache
 import re
 import traceback
+from enum import Enum, auto
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from sparsereg.errors import UserError
 
-TORCH = str(Path(torch.__file__).parent)
+NO_GATE = 0  # gates count from 1
+ALWAYS_ZERO = -1  # in place of a gate: a channel that is padding
+# code that is not the network's: torch's, and what traces it
+NOT_THEIRS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+
+
+class How(Enum):
+    """What an operation reads of the channels of a tensor."""
+
+    ALL = auto()  # each, also one that is zero
+    OPEN = auto()  # each that is not zero
+    SAME = auto()  # for each of its own channels one
+    GROUPS = auto()  # for each of its own groups of channels one group, whole
+    FEATURES = auto()  # for each gated feature its channel
+
+
+class Edge(NamedTuple):
+    """From an operation to a tensor that it reads.
+
+    `order`, for SAME: which channel of the source each channel of the operation is, -1 for none,
+    (C,). `pick`: the source, of which all is there, has the same channels, and gives those that
+    remain.
+    """
+
+    source: fx.Node
+    how: How
+    order: Tensor | None = None
+    pick: bool = False
+
+
+class Flow(NamedTuple):
+    """The channels of a tensor.
+
+    `gates`: which gate multiplies each, (C,). `axis`: their dimension; None for a tensor that is
+    one whole, as if it had one channel. `repeat`: entries of each channel along the axis, its
+    positions behind a flattening.
+    """
+
+    gates: Tensor
+    axis: int | None = None
+    repeat: int = 1
+    edges: tuple[Edge, ...] = ()
+
+    @property
+    def width(self) -> int:
+        return len(self.gates)
+
+
+def whole(sources: list[fx.Node]) -> Flow:
+    """Of an operation that reads everything, and gives a whole."""
+    edges = tuple(Edge(source, How.ALL) for source in dict.fromkeys(sources))
+    return Flow(torch.tensor([NO_GATE]), edges=edges)
+
+
+def ungated(width: int) -> Tensor:
+    return torch.full((width,), NO_GATE)
+
+
+def same(source: fx.Node, flow: Flow) -> Edge:
+    """Each channel of the operation is that of the source."""
+    return Edge(source, How.SAME, torch.arange(flow.width))
 
 
 def module_of(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
@@ -24,19 +87,30 @@ def stopped_at(error: BaseException, net: nn.Module) -> str:
     module, place = None, ""
     for frame, line in traceback.walk_tb(error.__traceback__):
         file = frame.f_code.co_filename
-        if not file.startswith(TORCH) and id(frame.f_locals.get("self")) in names:
+        if not file.startswith(NOT_THEIRS) and id(frame.f_locals.get("self")) in names:
             module = frame.f_locals["self"]
-        if module is not None and not file.startswith(TORCH):  # or what its forward calls
+        if module is not None and not file.startswith(NOT_THEIRS):  # or what its forward calls
             place = f"{Path(file).name} line {line}, `{linecache.getline(file, line).strip()}`"
     if module is None:
         return ""
     return f" in {names[id(module)] or 'forward'} ({type(module).__name__}), {place}"
 
 
+def module_at(error: BaseException, net: nn.Module, known: set[str]) -> str | None:
+    """The innermost submodule, other than those known, in whose code the error was raised."""
+    names = {id(module): name for name, module in net.named_modules()}
+    found = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        name = names.get(id(frame.f_locals.get("self")))
+        if name and frame.f_code.co_name == "forward" and name not in known:
+            found = name
+    return found
+
+
 def place_of(node: fx.Node) -> str:
     """The same for an operation of the graph, if the graph knows its origin."""
     lines = re.findall(r'File "(.+)", line (\d+), in .*\n\s*(.*)', node.stack_trace or "")
-    lines = [line for line in lines if not line[0].startswith((TORCH, "<"))]
+    lines = [line for line in lines if not line[0].startswith((*NOT_THEIRS, "<"))]
     if not lines:
         return ""
     file, line, code = lines[-1]

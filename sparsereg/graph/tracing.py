@@ -1,90 +1,286 @@
-"""A network as a graph of operations (torch.fx)."""
+"""A network as a graph of operations (torch.fx), with the shapes that they have for an example."""
 
+import copy
 import operator
 from collections import Counter
+from keyword import iskeyword
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode  # torch has no public name for it
 
 from sparsereg.errors import UserError
-from sparsereg.graph.nodes import module_of, refuse, stopped_at
-from sparsereg.graph.operations import FUNCTIONS, MODULES, NAMES, Kind
+from sparsereg.graph.in_place import replace_in_place
+from sparsereg.graph.layers import behind, explicit, simplify
+from sparsereg.graph.nodes import module_at, module_of, place_of, refuse, stopped_at
+from sparsereg.graph.operations import MODULES, is_layer
+from sparsereg.graph.values import ValueTracer
+from sparsereg.model.basic_l0_blocks import L0Gate
+from sparsereg.model.gated import GatedNetwork
+from sparsereg.model.layers import ImageShape
+
+SIZES = (32, 8, 224, 64, 16, 28, 96, 128, 256, 299)  # of images, tried where there is no example
+GROWTH = 32  # pixels by which another image differs
+CONSTANT = "_tensor_constant"  # what torch.fx names tensors that the code has made
+DROPOUTS = {  # functions that are told the mode, and layers that know it
+    nn.functional.dropout: nn.Dropout,
+    nn.functional.dropout1d: nn.Dropout1d,
+    nn.functional.dropout2d: nn.Dropout2d,
+    nn.functional.dropout3d: nn.Dropout3d,
+    nn.functional.alpha_dropout: nn.AlphaDropout,
+}
 
 
-class ChannelTracer(fx.Tracer):
-    """Keeps gates and layers whole, subclasses of torch's own too."""
+def trace(net: nn.Module, example: Tensor | None = None) -> fx.GraphModule:
+    """The graph of `net` in its present mode; it shares the modules of `net`, some of which get the
+    class of torch's layer that computes the same.
 
-    record_stack_traces = True  # for messages
+    Every node has in `meta["value"]` its value for the example: of tensors shape and dtype alone.
 
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, tuple(MODULES)) or super().is_leaf_module(module, name)
-
-
-def trace(net: nn.Module) -> fx.GraphModule:
-    """The graph of `net` in its present mode; it shares the modules of `net`.
+    Args:
+        net: the network, a private copy.
+        example: images that it takes; None: it is known (`GatedNetwork`), or found by trying.
 
     Raises:
-        UserError: the Python code depends on the values of tensors, or a layer is used twice.
+        UserError: the Python code depends on the values of tensors, or does what no graph can do.
     """
-    try:
-        graph = ChannelTracer().trace(net)
-    except (fx.proxy.TraceError, TypeError, RuntimeError, NameError) as error:
-        where = stopped_at(error, net)
-        raise UserError(f"{type(net).__name__} cannot be traced{where}: {error}") from error
-    for node in graph.find_nodes(op="placeholder"):
-        if not node.users:  # an optional argument
-            graph.erase_node(node)
-    traced = fx.GraphModule(net, graph)
-    for node in graph.nodes:
-        if changes_its_input(traced, node) and len(node.all_input_nodes[0].users) > 1:
-            refuse(traced, node, ": it works in place on a tensor that is read elsewhere too")
-    replace_shuffles(graph)
-    drop_expansions(graph)
-    graph.eliminate_dead_code()
-    traced.recompile()
-    check_nothing_is_shared(traced)
+    if isinstance(net, GatedNetwork):
+        traced = fx.GraphModule(net, copy.deepcopy(net.graph))
+        if example is not None and example.shape[1:] != net.example.shape[1:]:
+            set_values(traced, example_for(net, example))
+        if not net.training:
+            open_up(traced)
+        return traced
+    if isinstance(net, fx.GraphModule) and has_values(net):
+        return net
+    check_hooks(net)
+    simplify(net)
+    example = example_for(net, example)
+    traced, decided = record(net, example, opaque=set())
+    if decided:
+        check_batch(net, example, traced)
+        if not same_elsewhere(net, example, traced):
+            hold_shape(traced, example)
     return traced
 
 
-def changes_its_input(traced: fx.GraphModule, node: fx.Node) -> bool:
-    in_place = getattr(module_of(traced, node), "inplace", False) or node.kwargs.get("inplace")
-    named_so = node.op == "call_method" and node.target.endswith("_")
-    return bool(in_place) or named_so or node.target in (operator.iadd, operator.imul)
+def has_values(traced: fx.GraphModule) -> bool:
+    return all("value" in node.meta for node in traced.graph.nodes if node.op != "output")
 
 
-def replace_shuffles(graph: fx.Graph) -> None:
-    """One operation for the usual four of a channel shuffle: (N, groups, C / groups, H, W),
-    transposed, and flattened again."""
-    for last in graph.find_nodes(op="call_method"):
-        swap = last.args[0]
-        if swap.target == "contiguous":
-            swap = swap.args[0]
-        if swap.target not in ("transpose", torch.transpose) or {*swap.args[1:]} != {1, 2}:
+def set_values(traced: fx.GraphModule, example: Tensor) -> None:
+    """Those for another example."""
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+
+    class Values(fx.Interpreter):
+        def run_node(self, node: fx.Node) -> object:
+            result = super().run_node(node)
+            node.meta["value"] = without_data(result)
+            return result
+
+    with fake, torch.no_grad():
+        Values(traced).run(fake.from_tensor(example))
+
+
+def example_for(net: nn.Module, example: Tensor | None) -> Tensor:
+    """Two images like those of the example, in the precision of the network."""
+    dtype = next((p.dtype for p in net.parameters() if p.is_floating_point()), torch.float32)
+    if example is not None:
+        shape = tuple(example.shape[1:])
+        return torch.zeros(2, *shape, dtype=dtype)
+    if shape := getattr(net, "meta", {}).get("image_shape"):
+        return torch.zeros(2, *shape, dtype=dtype)
+    return guess_example(net, dtype)
+
+
+def guess_example(net: nn.Module, dtype: torch.dtype) -> Tensor:
+    first = next((m for m in net.modules() if is_layer(m)), None)
+    channels = getattr(first, "in_channels", 3)
+    trial, errors = copy.deepcopy(net).eval(), []
+    for size in SIZES:
+        images = torch.zeros(2, channels, size, size, dtype=dtype)
+        try:
+            with torch.no_grad():
+                trial(images)
+            return images
+        except Exception as error:  # whatever the network's code raises for this size
+            errors.append(error)
+    raise UserError(
+        f"{type(net).__name__} takes no images of {', '.join(map(str, SIZES))} pixels"
+        f"{stopped_at(errors[0], net)}: {errors[0]}. Give an example"
+    )
+
+
+def record(net: nn.Module, example: Tensor, opaque: set[str] | None) -> tuple[fx.GraphModule, bool]:
+    """The graph, and whether a number that may depend on the size of the image decided about it.
+
+    A module whose code cannot be recorded becomes one operation, and is added to `opaque`; None:
+    there is no such module.
+    """
+
+    computing = {m for m in net.modules() if is_layer(m) and type(m) not in MODULES}
+    computing = {module for module in computing if explicit(module) is not None}
+
+    def is_leaf(module: nn.Module, name: str) -> bool:
+        if name in (opaque or ()) or (type(module) in MODULES and "forward" not in vars(module)):
+            return True
+        if "forward" in vars(module):
+            return False
+        if is_layer(module):
+            return module in computing
+        return module.__module__.startswith("torch.nn") and not isinstance(module, nn.Sequential)
+
+    first = None
+    while True:
+        tracer = ValueTracer(example, is_leaf, behind)
+        try:
+            graph = tracer.trace(net)
+            break
+        except Exception as error:  # from the network's own code, which may raise anything
+            first = first or error
+            name = None if opaque is None else module_at(error, net, opaque)
+            if name is None or any(
+                isinstance(m, L0Gate) for m in net.get_submodule(name).modules()
+            ):
+                where = stopped_at(first, net)
+                raise UserError(f"{type(net).__name__} cannot be traced{where}: {first}") from first
+            opaque.add(name)
+    for node in graph.nodes:
+        node.meta["value"] = without_data(node.meta.get("value"))
+    check_names(graph)
+    keep_constants(net, graph)
+    traced = fx.GraphModule(net, graph)
+    replace_in_place(traced)
+    graph.eliminate_dead_code()
+    traced.recompile()
+    return traced, tracer.decided
+
+
+def open_up(traced: fx.GraphModule) -> None:
+    """Put in place of modules that are one operation, because they do something else in training,
+    what they do in eval mode.
+
+    Raises:
+        UserError: they depend on values in eval mode too, or on the number of images.
+    """
+    for node in list(traced.graph.nodes):
+        module = module_of(traced, node)
+        if module is None or type(module) in MODULES or is_layer(module):
             continue
-        first = swap.args[0]
-        if not all(n.target in ("view", "reshape") for n in (first, last)) or len(first.args) != 6:
-            continue
-        outer = [(n.args[1], *n.args[-2:]) for n in (first, last)]  # N, H, W
-        if outer[0] == outer[1] and len(last.args) == 5 and isinstance(first.args[2], int):
-            with graph.inserting_before(last):
-                shuffle = torch.channel_shuffle, (first.args[0], first.args[2])
-                last.replace_all_uses_with(graph.call_function(*shuffle))
+        if len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], fx.Node):
+            refuse(traced, node, ": its code looks at values, and it reads several tensors")
+        value = node.args[0].meta["value"]
+        images = torch.zeros(value.shape, dtype=value.dtype)
+        inner, _ = record(module, images, opaque=None)
+        check_batch(module, images, inner)
+        before = {*traced.graph.nodes}
+        [source] = inner.graph.find_nodes(op="placeholder")
+        with traced.graph.inserting_before(node):
+            result = traced.graph.graph_copy(inner.graph, {source: node.args[0]})
+        for new in traced.graph.nodes:
+            if new not in before and new.op in ("call_module", "get_attr"):
+                new.target = f"{node.target}.{new.target}"
+        node.replace_all_uses_with(result)
+        traced.graph.erase_node(node)
+    traced.recompile()
 
 
-def drop_expansions(graph: fx.Graph) -> None:
-    """`x * y.expand_as(x)` is `x * y`."""
-    for node in graph.find_nodes(op="call_method", target="expand_as"):
-        if all(FUNCTIONS.get(NAMES.get(user.target)) == Kind.MUL for user in node.users):
-            node.replace_all_uses_with(node.args[0])
+def check_names(graph: fx.Graph) -> None:
+    """The graph becomes Python code."""
+    for node in graph.nodes:
+        words = str(node.target).split(".") if node.op in ("call_module", "get_attr") else []
+        if any(iskeyword(word) for word in words):
+            where = place_of(node)
+            raise UserError(f"{node.target}{where} is named by a word of Python: rename it")
 
 
-def check_nothing_is_shared(traced: fx.GraphModule) -> None:
-    """A layer in two places has the channels of both: it cannot be cut for one of them."""
-    calls = Counter(node.target for node in traced.graph.nodes if node.op == "call_module")
-    for name, times in calls.items():
-        if times > 1 and traced.get_submodule(name).state_dict():
-            raise UserError(f"{name} is called {times} times: shared layers cannot be followed")
+def keep_constants(net: nn.Module, graph: fx.Graph) -> None:
+    """As buffers, which move with the network, those that the graph uses."""
+    used = {node.target for node in graph.find_nodes(op="get_attr")}
+    for name in [name for name in vars(net) if name.startswith(CONSTANT)]:
+        value = net.__dict__.pop(name)
+        if name in used:
+            net.register_buffer(name, value, persistent=False)
+
+
+def without_data(value: object) -> object:
+    """Shapes in place of tensors."""
+    if isinstance(value, Tensor):
+        return torch.empty(value.shape, dtype=value.dtype, device="meta")
+    if isinstance(value, tuple | list):
+        return [without_data(item) for item in value]
+    return value
+
+
+def check_hooks(net: nn.Module) -> None:
+    """Raise UserError where a hook may change what a layer reads or gives."""
+    for name, module in net.named_modules():
+        hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+        if hooks and not isinstance(module, L0Gate):
+            hook = getattr(hooks[0], "__name__", type(hooks[0]).__name__)
+            raise UserError(
+                f"{name or 'the network'} ({type(module).__name__}) has a hook ({hook}), which may "
+                "change what it computes: remove it, or use torch.nn.utils.parametrizations"
+            )
+
+
+def signature(traced: fx.GraphModule) -> list[str]:
+    """What the graph does, to be compared with another."""
+    lines, names = [], {}
+    for number, node in enumerate(traced.graph.nodes):
+        names[node] = f"%{number}"
+        target = node.target
+        if node.op == "get_attr" and CONSTANT in target:  # whose number depends on earlier ones
+            target = operator.attrgetter(target)(traced).tolist()
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), names.__getitem__)
+        if node.target in DROPOUTS:  # their mode is another matter, see `insert`
+            args, kwargs = args[:2], {}
+        lines.append(f"{node.op} {target} {args} {kwargs}")
+    return lines
+
+
+def check_batch(net: nn.Module, example: Tensor, traced: fx.GraphModule) -> None:
+    """Raise UserError if the graph is another one for another number of images."""
+    more = torch.cat([example, example[:1]])
+    other, _ = record(net, more, opaque=None)
+    for ours, theirs, node in zip(
+        signature(traced), signature(other), traced.graph.nodes, strict=False
+    ):
+        if ours != theirs:
+            refuse(traced, node, ": it depends on the number of images; x.size(0) would follow it")
+
+
+def same_elsewhere(net: nn.Module, example: Tensor, traced: fx.GraphModule) -> bool:
+    """Is the graph the same for images of another size?"""
+    larger = torch.zeros(*example.shape[:2], *(n + GROWTH for n in example.shape[2:]))
+    try:
+        other, _ = record(net, larger.to(example), opaque=None)
+    except UserError:
+        return False
+    return signature(other) == signature(traced)
+
+
+def hold_shape(traced: fx.GraphModule, example: Tensor) -> tuple[str, nn.Module]:
+    """Let the graph refuse images of another size, by a layer, which is returned with its name."""
+    [images] = traced.graph.find_nodes(op="placeholder")
+    layer = ImageShape(example.shape[1:])
+    traced.add_submodule("image_shape", layer)
+    with traced.graph.inserting_after(images):
+        node = traced.graph.call_module("image_shape", (images,))
+    node.meta["value"] = images.meta["value"]
+    images.replace_all_uses_with(node, delete_user_cb=lambda user: user is not node)
+    traced.recompile()
+    return "image_shape", layer
+
+
+def shared(traced: fx.GraphModule) -> set[str]:
+    """Modules and parameters that the graph uses in several places, by name: they cannot be cut for
+    one of them."""
+    calls = Counter(n.target for n in traced.graph.nodes if n.op in ("call_module", "get_attr"))
+    found = {name for name, times in calls.items() if times > 1}
     seen: dict[int, str] = {}
     for name, parameter in traced.named_parameters(remove_duplicate=False):
-        if seen.setdefault(id(parameter), name) != name:
-            raise UserError(f"{name} is also {seen[id(parameter)]}: shared weights, not followed")
+        other = seen.setdefault(id(parameter), name)
+        if other != name:
+            found |= {n for key in (name, other) for n in (key, key.rpartition(".")[0])}
+    return found

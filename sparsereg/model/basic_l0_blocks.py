@@ -8,6 +8,7 @@ norm) can be minimised by gradient descent.
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +60,13 @@ def draw_gates(qz_loga: Tensor, num_masks: int, temperature: float = 2 / 3) -> T
     return sample_hard_concrete(qz_loga, uniform.uniform_(EPSILON, 1 - EPSILON), temperature)
 
 
+def multiply(x: Tensor, gates: Tensor, axis: int = 1) -> Tensor:
+    """`x` with its channels, along `axis`, multiplied by `gates`, (N or 1, C)."""
+    shape = [1] * x.dim()
+    shape[0], shape[axis] = gates.shape
+    return x * gates.view(shape).to(x.dtype)
+
+
 class L0Gate(nn.Module):
     """Hard-concrete gates on the channels of an (N, C, …) tensor.
 
@@ -71,6 +79,7 @@ class L0Gate(nn.Module):
         droprate_init: d in (0, 1); ln α starts at Normal(log((1-d)/d), 0.01²).
         temperature: β in (0, 1].
         sampling: "per_sample" draws a mask for each sample (N, C), "per_batch" one for all.
+        axis: dimension of the channels, -1 for (N, …, C).
 
     Raises:
         ValueError: an argument is outside its range.
@@ -82,6 +91,7 @@ class L0Gate(nn.Module):
         droprate_init: float = 0.5,
         temperature: float = 2 / 3,
         sampling: str = "per_sample",
+        axis: int = 1,
     ):
         super().__init__()
         if not 0 < droprate_init < 1:
@@ -92,26 +102,58 @@ class L0Gate(nn.Module):
             raise ValueError(f"sampling must be one of {', '.join(SAMPLING)}, got {sampling!r}")
         self.temperature = temperature
         self.sampling = sampling
-        self.drawn: Tensor | None = None  # the next sample, where a network draws all at once
+        self.axis = axis
+        self.drawn: Tensor | None = None  # this step's sample, where a network draws all at once
         mean = math.log((1 - droprate_init) / droprate_init)
         self.qz_loga = nn.Parameter(torch.normal(mean, 0.01, (mask_dim,)))  # (C,)
 
+    def values(self, num_images: int) -> Tensor:
+        """The gates, (N or 1, C)."""
+        if self.drawn is not None:
+            return self.drawn
+        if self.training:
+            num_masks = num_images if self.sampling == "per_sample" else 1
+            return draw_gates(self.qz_loga, num_masks, self.temperature)
+        return deterministic_gate(self.qz_loga).unsqueeze(0)
+
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, …) -> (N, C, …), channel c multiplied by gate c."""
-        if self.drawn is not None:
-            gates, self.drawn = self.drawn, None
-        elif self.training:
-            num_masks = x.shape[0] if self.sampling == "per_sample" else 1
-            gates = draw_gates(self.qz_loga, num_masks, self.temperature)  # (N or 1, C)
-        else:
-            gates = deterministic_gate(self.qz_loga).unsqueeze(0)  # (1, C)
-        gates = gates.view(*gates.shape, *[1] * (x.dim() - 2))  # (N or 1, C, 1, …)
-        return x * gates.to(x.dtype)
+        return multiply(x, self.values(len(x)), self.axis)
 
     def extra_repr(self) -> str:
         return (
             f"{len(self.qz_loga)}, temperature={self.temperature:.3g}, sampling={self.sampling!r}"
         )
+
+
+class SharedGates(nn.Module):
+    """Multiplies the channels of a tensor by gates that other tensors share: one gate for each
+    channel of a residual stream, at every layer that reads it.
+
+    Args:
+        gates: the gate layers by the names that they have elsewhere, in a network that draws their
+            values (`GatedNetwork`).
+        order: for each channel the number of its gate among theirs, -1 for none, (C,).
+        axis: dimension of the channels.
+    """
+
+    def __init__(self, gates: Mapping[str, L0Gate], order: Tensor, axis: int = 1):
+        super().__init__()
+        self.gates = dict(gates)  # no submodules: each parameter has one name
+        self.axis = axis
+        self.register_buffer("order", order, persistent=False)
+        width = sum(len(gate.qz_loga) for gate in gates.values())
+        self.is_all = len(gates) == 1 and torch.equal(order, torch.arange(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, …) -> (N, C, …)"""
+        gates = [gate.values(len(x)) for gate in self.gates.values()]
+        if self.is_all:
+            return multiply(x, gates[0], self.axis)
+        gates.append(torch.ones_like(gates[0][:, :1]))  # at -1
+        joint = torch.cat(gates, dim=1)
+        order = self.order.remainder(joint.shape[1])
+        return multiply(x, joint.index_select(1, order), self.axis)
 
 
 def gate_layers(net: nn.Module) -> dict[str, L0Gate]:

@@ -7,20 +7,34 @@ from sparsereg.model.basic_l0_blocks import L0Gate, draw_gates, gate_layers
 
 
 class GatedNetwork(nn.Module):
-    """A traced network whose gate layers are its submodules `gates.NAME`.
+    """A network whose gate layers are its submodules `gates.NAME`, and which a graph computes.
 
-    All other modules have the names that they had in the network which was traced. In training
-    all gates are sampled at once: one by one they would take a step several times the operations.
+    All other modules, parameters and buffers are the network's own, also those that the graph does
+    not use, and so is what `train()` means to them. In training all gates are sampled at once: one
+    by one they would take a step several times the operations.
 
     Args:
-        traced: a graph with `L0Gate` layers, all of the same temperature and sampling.
+        net: the network, with the gates.
+        graph: of its operations and the gates'.
+        example: images that it takes, (N, C, H, W).
     """
 
-    def __init__(self, traced: fx.GraphModule):
+    def __init__(self, net: nn.Module, graph: fx.Graph, example: Tensor):
         super().__init__()
-        for name, child in traced.named_children():
-            self.add_module(name, child)
-        self._compute = type(traced).forward  # the function that torch.fx has written
+        self.own = (net,)  # in a tuple, which is no submodule: each module has one name
+        self._modules, self._parameters, self._buffers = net._modules, net._parameters, net._buffers
+        self._non_persistent_buffers_set = net._non_persistent_buffers_set
+        self.graph, self.example = graph, example
+        self.training = net.training
+        self._compute = type(
+            fx.GraphModule(self, graph)
+        ).forward  # the function that fx has written
+
+    def train(self, mode: bool = True) -> "GatedNetwork":
+        [net] = self.own
+        net.train(mode)
+        self.training = net.training
+        return self
 
     @property
     def _any_gate(self) -> L0Gate:
@@ -45,6 +59,10 @@ class GatedNetwork(nn.Module):
 
     def forward(self, images: Tensor, qz_loga: Tensor | None = None) -> Tensor:
         """`qz_loga`: the result of `self.qz_loga()`, where the caller needs it as well."""
-        if self.training:
-            self.draw(len(images), self.qz_loga() if qz_loga is None else qz_loga)
-        return self._compute(self, images)
+        if not self.training:
+            return self._compute(self, images)
+        self.draw(len(images), self.qz_loga() if qz_loga is None else qz_loga)
+        logits = self._compute(self, images)
+        for gate in gate_layers(self).values():
+            gate.drawn = None
+        return logits

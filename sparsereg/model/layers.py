@@ -69,42 +69,86 @@ class MaxPool(nn.MaxPool2d):
 
 
 class ChannelScale(nn.Module):
-    """Multiplies channel c of an (N, C, …) tensor by the constant `scale[c]`, shape (C,)."""
+    """Multiplies channel c by the constant `scale[c]`, shape (C,); `axis` is their dimension."""
 
-    def __init__(self, num_features: int):
+    def __init__(self, num_features: int, axis: int = 1):
         super().__init__()
         self.num_features = num_features
+        self.axis = axis
         self.register_buffer("scale", torch.ones(num_features))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.scale.view(-1, *[1] * (x.dim() - 2))  # (C, 1, …)
+        shape = [1] * x.dim()
+        shape[self.axis] = -1
+        return x * self.scale.view(shape)
 
 
 class ChannelShift(nn.Module):
-    """Adds the constant `shift[c]`, shape (C,), to channel c of an (N, C, …) tensor."""
+    """Adds the constant `shift[c]`, shape (C,), to channel c; `axis` is their dimension."""
 
-    def __init__(self, num_features: int):
+    def __init__(self, num_features: int, axis: int = 1):
         super().__init__()
         self.num_features = num_features
+        self.axis = axis
         self.register_buffer("shift", torch.zeros(num_features))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.shift.view(-1, *[1] * (x.dim() - 2))  # (C, 1, …)
+        shape = [1] * x.dim()
+        shape[self.axis] = -1
+        return x + self.shift.view(shape)
 
 
 class ChannelSelect(nn.Module):
-    """Channel c of the output is channel `order[c]` of an (N, C, …) tensor; `order` has C' ≤ C.
+    """Channel c of the output is channel `order[c]` of the input, or zero where that is -1.
 
     Args:
-        num_features: C'.
+        num_features: channels of the output, C'.
         positions: features of each channel, where it selects features of a flattened tensor.
+        axis: dimension of the channels.
+        zeros: may `order` be -1?
     """
 
-    def __init__(self, num_features: int, positions: int = 1):
+    def __init__(self, num_features: int, positions: int = 1, axis: int = 1, zeros: bool = False):
         super().__init__()
         self.num_features = num_features
         self.positions = positions
+        self.axis = axis
+        self.zeros = zeros
         self.register_buffer("order", torch.arange(num_features))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.index_select(1, self.order)
+        if not self.zeros:
+            return x.index_select(self.axis, self.order)
+        y = x.index_select(self.axis, self.order.clamp(min=0))
+        shape = [1] * x.dim()
+        shape[self.axis] = -1
+        return y * self.order.ge(0).view(shape).to(x.dtype)
+
+
+class SameConv2d(nn.Conv2d):
+    """A convolution with the padding of TensorFlow: as much as the output needs to have 1 / stride
+    of the size of the input, and where that is odd, more behind than before."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        pads = []
+        for i in (1, 0):  # F.pad counts from the last dimension
+            size, stride = x.shape[-2 + i], self.stride[i]
+            reach = (self.kernel_size[i] - 1) * self.dilation[i] + 1
+            pad = max((-(-size // stride) - 1) * stride + reach - size, 0)
+            pads += [pad // 2, pad - pad // 2]
+        return self._conv_forward(F.pad(x, pads), self.weight, self.bias)
+
+
+class ImageShape(nn.Module):
+    """Images (N, C, H, W) as they are, but of this (C, H, W) only: the code of a network has made
+    decisions by it when it was traced."""
+
+    def __init__(self, shape: Sequence[int]):
+        super().__init__()
+        self.shape = tuple(shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if tuple(x.shape[1:]) != self.shape:
+            expected, got = ("x".join(map(str, s)) for s in (self.shape, x.shape[1:]))
+            raise ValueError(f"this network was traced for images of {expected}, not {got}")
+        return x

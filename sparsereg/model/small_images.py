@@ -3,6 +3,7 @@ the size of the image, and a small classifier."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -10,8 +11,7 @@ import torchvision
 from torch import Tensor, nn
 
 from sparsereg.errors import UserError
-
-COLOUR = (3, 32, 32)
+from sparsereg.model.cifar_networks import COLOUR, DenseNetBC, PreActResNet18, ResNet
 
 
 def resnet18(num_classes: int, image_shape: Sequence[int] = COLOUR) -> nn.Module:
@@ -138,4 +138,9 @@ NETWORKS = {
     "vgg16_bn": vgg16_bn,
     "mobilenet_v3_small": mobilenet_v3_small,
     "lenet5": lenet5,
+    "resnet20": partial(ResNet, depth=20),
+    "resnet56": ResNet,
+    "resnet110": partial(ResNet, depth=110),
+    "preact_resnet18": PreActResNet18,
+    "densenet_bc_100": DenseNetBC,
 }

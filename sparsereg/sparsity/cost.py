@@ -10,13 +10,17 @@ import copy
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
+from torch._subclasses.fake_tensor import FakeTensorMode  # torch has no public name for it
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils._pytree import tree_map_only
 
 from sparsereg.graph.channels import ChannelGraph
-from sparsereg.graph.operations import Kind
+from sparsereg.graph.layers import plain_copy
+from sparsereg.graph.moves import call
+from sparsereg.graph.operations import Kind, is_layer
 from sparsereg.model.basic_l0_blocks import gate_layers
 from sparsereg.sparsity.groups import group_sizes
+from sparsereg.sparsity.macs import count_macs
 from sparsereg.sparsity.presence import NEVER, Presences, bottlenecks
 
 
@@ -43,9 +47,8 @@ class ExpectedCost(nn.Module):
 
     def __init__(self, net: nn.Module, image_shape: tuple[int, int, int]):
         super().__init__()
-        channels = ChannelGraph(copy.deepcopy(net).float().cpu().eval())
-        with torch.no_grad():
-            ShapeProp(channels.traced).propagate(torch.zeros(1, *image_shape))
+        net = plain_copy(net).float().cpu()
+        channels = ChannelGraph(net, torch.zeros(1, *image_shape))
         self.num_gates = sum(len(gate.qz_loga) for gate in gate_layers(net).values())
         presences = Presences(channels)
         found = [(node, row) for node in channels.kinds for row in terms(channels, presences, node)]
@@ -161,18 +164,20 @@ def highest(values: Tensor, groups: Tensor, number: int) -> Tensor:
 def terms(channels: ChannelGraph, presences: Presences, node: fx.Node) -> list[tuple[Tensor, ...]]:
     """The terms of one layer: how often each gate opens an input, an output, and lets it be read,
     (1 + gates,) each, and (parameters, multiply-adds) of a pair of channels and of an output."""
-    if channels.kinds[node] not in (Kind.MIX, Kind.GROUPED, Kind.AFFINE):
+    if node not in channels.flow:
         return []
-    [source] = channels.sources(node)
-    inputs = [presences.table[n].gate for n in presences.of[source].tolist() if n != NEVER]
-    widths = len(presences.of[source]), len(presences.of[node])
-    per_pair, per_output = prices(channels, node, *widths)
+    edges = channels.flow[node].edges
+    before = presences.of[edges[0].source] if edges else torch.zeros(0)
+    inputs = [presences.table[n].gate for n in before.tolist() if n != NEVER]
+    per_pair, per_output = prices(channels, node, len(before))
+    if not per_pair.any() and not per_output.any():
+        return []
     outputs: dict[frozenset[int], list[int]] = {}  # gates of the channels with these readers
     for number in presences.of[node].tolist():
         if number != NEVER:
             gate, readers = presences.table[number]
             outputs.setdefault(readers, []).append(gate)
-    size = 1 + sum(map(len, channels.gates.values()))
+    size = len(channels.channel_gate)
     return [
         (*(times(gates, size) for gates in (inputs, own, list(readers))), per_pair, per_output)
         for readers, own in outputs.items()
@@ -183,21 +188,58 @@ def times(gates: list[int], size: int) -> Tensor:
     return torch.bincount(torch.tensor(gates, dtype=torch.long), minlength=size)
 
 
-def prices(channels: ChannelGraph, node: fx.Node, c_in: int, c_out: int) -> tuple[Tensor, Tensor]:
+def prices(channels: ChannelGraph, node: fx.Node, c_in: int) -> tuple[Tensor, Tensor]:
     """(parameters, multiply-adds) of a pair of an input and an output channel, and of an output."""
-    module = channels.module(node)
-    shape = node.meta["tensor_meta"].shape  # (1, C, H, W) or (1, C)
-    positions = shape[2:].numel()
+    kind, module, flow = channels.kinds[node], channels.module(node), channels.flow[node]
+    nothing = torch.zeros(2)
+    if kind == Kind.CONSTANT_TENSOR:
+        return nothing, torch.tensor([parameter_size(channels, node) / flow.width, 0])
+    if kind == Kind.BARRIER:
+        params = 0 if module is None else sum(p.numel() for p in module.parameters())
+        is_first = next(n for n in channels.kinds if n.target == node.target) is node
+        return nothing, torch.tensor([params * is_first, macs_of(channels, node)])
+    if kind not in (Kind.MIX, Kind.GROUPED, Kind.AFFINE):
+        return nothing, nothing
     tensors = dict(module.named_parameters())
-    own = sum(p.numel() for name, p in tensors.items() if name != "weight") / c_out
+    shape = node.meta["value"].shape
+    positions = shape.numel() / (num_images(channels) * flow.width * flow.repeat)
+    own = sum(p.numel() for name, p in tensors.items() if name != "weight") / flow.width
     weights = tensors["weight"].numel() if "weight" in tensors else 0
-    if channels.kinds[node] == Kind.MIX:
-        pair = weights / (c_in * c_out)
+    if kind == Kind.MIX:
+        pair = weights / (c_in * flow.width)
         return torch.tensor([pair, pair * positions]), torch.tensor([own, 0])
     # grouped: as many inputs as ever; or a BatchNorm, whose arithmetic is not counted
-    alone = weights / c_out
-    counted = alone * positions if isinstance(module, nn.Conv2d) else 0
-    return torch.tensor([0, 0]), torch.tensor([own + alone, counted])
+    alone = weights / flow.width
+    counted = alone * positions if is_layer(module) else 0
+    return nothing, torch.tensor([own + alone, counted])
+
+
+def parameter_size(channels: ChannelGraph, node: fx.Node) -> int:
+    """Of a parameter in the graph, where it is used first; buffers are not counted."""
+    owner, _, name = node.target.rpartition(".")
+    parameter = dict(channels.traced.get_submodule(owner).named_parameters()).get(name)
+    is_first = next(n for n in channels.kinds if n.target == node.target) is node
+    return parameter.numel() if parameter is not None and is_first else 0
+
+
+def macs_of(channels: ChannelGraph, node: fx.Node) -> int:
+    """Multiply-adds of a barrier for one image, by its shapes."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        arguments = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["value"])
+        args, kwargs = tree_map_only(Tensor, like, arguments)
+        macs = count_macs(lambda: call(channels.traced, node, args, kwargs))
+    return macs // num_images(channels)
+
+
+def num_images(channels: ChannelGraph) -> int:
+    """In the example."""
+    [images] = channels.traced.graph.find_nodes(op="placeholder")
+    return len(images.meta["value"])
+
+
+def like(tensor: Tensor) -> Tensor:
+    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype  # as the network's
+    return torch.empty(tensor.shape, dtype=dtype)
 
 
 def graph_order(net: nn.Module, channels: ChannelGraph) -> Tensor:

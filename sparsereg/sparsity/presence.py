@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx
 
-from sparsereg.graph.channels import NO_GATE, ChannelGraph
+from sparsereg.graph.channels import ChannelGraph
+from sparsereg.graph.nodes import ALWAYS_ZERO, NO_GATE
 from sparsereg.graph.operations import Kind
 from sparsereg.graph.readers import settle
 from sparsereg.graph.unreached import way_to_reader
@@ -49,13 +50,18 @@ class Presences:
         self.union = cache(self.union)  # large sets come again and again
         self.number(Presence(NO_GATE, frozenset([NO_GATE])))  # ALWAYS
         self.of: dict[fx.Node, Tensor] = settle(
-            channels, self.read, self.either, self.lift, always=ALWAYS, never=NEVER
+            channels, self.read, self.either, self.lift, ALWAYS, NEVER, self.within
         )
         for node, kind in channels.kinds.items():
             if kind == Kind.MIX:
                 self.may_be_constant(channels, node)
 
     def number(self, presence: Presence) -> int:
+        gate, readers = presence
+        if gate == NO_GATE and len(readers) == 1:  # which is as if it were its own
+            [gate] = readers
+        if gate in readers:
+            presence = Presence(gate, frozenset([NO_GATE]))
         if presence not in self.numbers:
             self.numbers[presence] = len(self.table)
             self.table.append(presence)
@@ -69,7 +75,20 @@ class Presences:
         if not conditions:
             return torch.full_like(gates, NEVER)
         readers = reduce(self.union, conditions)
-        return torch.tensor([self.number(Presence(gate, readers)) for gate in gates.tolist()])
+        numbers = {ALWAYS_ZERO: NEVER}
+        for gate in gates.unique().tolist():
+            numbers.setdefault(gate, self.number(Presence(gate, readers)))
+        return torch.tensor([numbers[gate] for gate in gates.tolist()])
+
+    def within(self, carried: Tensor, asked: Tensor) -> Tensor:
+        """What an operation takes along is there only while something reads its result."""
+        conditions = [self.table[n].condition() for n in asked.unique().tolist() if n != NEVER]
+        readers, numbers = reduce(self.union, conditions), {NEVER: NEVER}
+        for number in carried.unique().tolist():
+            gate, others = self.table[number] or (NO_GATE, frozenset())
+            if others == {NO_GATE} or readers < others:
+                numbers[number] = self.number(Presence(gate, readers))
+        return torch.tensor([numbers.get(n, n) for n in carried.tolist()])
 
     def lift(self, channel: Tensor, own: Tensor, asked: Tensor) -> Tensor:
         """A feature that its own gate closes reads its channel while that gate is open."""

@@ -8,11 +8,12 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from sparsereg.compact import Collapsed, compact
 from sparsereg.errors import printable
 from sparsereg.model.basic_l0_blocks import L0Gate, deterministic_gate, gate_layers
+from sparsereg.sparsity.macs import count_macs
+from sparsereg.surgery.compaction import cut_closed
+from sparsereg.surgery.cut import Collapsed
 
 
 def count(net: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, int]:
@@ -21,9 +22,7 @@ def count(net: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, int]:
     net = copy.deepcopy(net).float().cpu().eval()
     gates = [p for m in net.modules() if isinstance(m, L0Gate) for p in m.parameters()]
     params = sum(p.numel() for p in net.parameters()) - sum(p.numel() for p in gates)
-    with FlopCounterMode(display=False) as flops, torch.no_grad():
-        net(torch.zeros(1, *image_shape))
-    return {"params": params, "macs": flops.get_total_flops() // 2}
+    return {"params": params, "macs": count_macs(lambda: net(torch.zeros(1, *image_shape)))}
 
 
 def dense_size(net: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, int]:
@@ -64,7 +63,7 @@ def measure(net: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, floa
     """
     dense = dense_size(net, image_shape)
     try:
-        remaining = count(compact(net), image_shape)
+        remaining = count(cut_closed(net), image_shape)
     except Collapsed:
         remaining = {"params": 0, "macs": 0}
     sparsity = 1 - remaining["params"] / dense["params"]

@@ -1,20 +1,21 @@
 """The surgery on a traced network: gates go into weights, closed channels out of tensors."""
 
-from itertools import accumulate
-
 import torch
 from torch import Tensor, fx, nn
 
 from sparsereg.graph.channels import ChannelGraph
+from sparsereg.graph.nodes import NO_GATE, Flow, How
 from sparsereg.graph.operations import Kind
 from sparsereg.graph.readers import present as find_present
 from sparsereg.graph.unreached import Collapsed, Constants, find_constants
-from sparsereg.model.basic_l0_blocks import L0Gate
+from sparsereg.model.basic_l0_blocks import L0Gate, SharedGates
 from sparsereg.model.layers import ChannelScale, ChannelSelect, ChannelShift
+from sparsereg.surgery.values import apply_gates
 
 __all__ = ["Collapsed", "cut"]
 
-SIZES = {False: ("in_channels", "out_channels"), True: ("in_features", "out_features")}
+Present = dict[fx.Node, Tensor]  # which channels of each tensor remain, (C,), 1 or 0
+SIZED = ("view", "reshape", "expand")  # operations that are told the sizes of their result
 
 
 def cut(
@@ -22,133 +23,216 @@ def cut(
 ) -> fx.GraphModule:
     """Multiply gate values into the weights, and remove the channels whose gate is not kept."""
     is_kept = torch.cat([torch.zeros(0, dtype=torch.bool), *(k.cpu() for k in kept.values())])
-    present = find_present(channels, is_kept.long())
+    while True:
+        present = find_present(channels, is_kept.long())
+        constants, starving = find_constants(channels, present)
+        if not starving:
+            break
+        for layer in starving:
+            [source] = channels.sources(layer)
+            gates = channels.gate_of[source]
+            is_kept[gates[gates > NO_GATE][0] - 1] = True  # zero, as its value is
+    traced = channels.traced
     with torch.no_grad():
-        constants = find_constants(channels, present)
-        for node, kind in channels.kinds.items():
-            if kind == Kind.GATE and present[node].any():
-                apply_gate(channels, node, values[node.target])
-        for node in present:
+        apply_gates(channels, present, values)
+        fix_sizes(channels)
+        for node in reversed(channels.flow):  # readers first
             if present[node].any():
                 narrow(channels, node, present)
         put_in(channels, constants)
-    traced = channels.traced
     traced.graph.eliminate_dead_code()
     traced.delete_all_unused_submodules()
     traced.recompile()
+    [images] = traced.graph.find_nodes(op="placeholder")
+    image_shape = tuple(images.meta["value"].shape[1:])
+    for node in traced.graph.nodes:
+        node.meta.pop("value", None)  # that of the whole network
+    for node in traced.graph.find_nodes(op="get_attr"):  # all that is read goes into a file
+        owner, _, name = node.target.rpartition(".")
+        traced.get_submodule(owner)._non_persistent_buffers_set.discard(name)
+    traced.meta["image_shape"] = image_shape
     return traced.eval()
 
 
-def apply_gate(channels: ChannelGraph, gate: fx.Node, value: Tensor) -> None:
-    """Let weights, or at last a `ChannelScale`, do what a gate of this value did."""
-    if (producer := find_producer(channels, gate)) is not None:
-        module = channels.module(producer)
-        module.weight.mul_(value.view(-1, *[1] * (module.weight.dim() - 1)))
-        if module.bias is not None:
-            module.bias.mul_(value)
-    elif (readers := find_readers(channels, gate)) is not None:
-        for layer, first in readers:
-            module = channels.module(layer)
-            width = len(channels.gate_of[channels.sources(layer)[0]])
-            weight = module.weight.unflatten(1, (width, -1))  # (out, C, positions, …)
-            part = weight[:, first : first + len(value)]
-            part.mul_(value.view(-1, *[1] * (part.dim() - 2)))
-    else:
-        scale = ChannelScale(len(value)).to(value)
-        scale.scale.copy_(value)
-        channels.traced.set_submodule(gate.target, scale)
+def fix_sizes(channels: ChannelGraph) -> None:
+    """The numbers of channels that the code asks for are those of the whole network."""
+    for node, kind in channels.kinds.items():
+        if kind == Kind.SIZE and node.target == "size" and node.args[0] in channels.flow:
+            source, dim = node.args
+            count = source.meta["value"].dim()
+            if channels.flow[source].axis == dim % count:
+                node.replace_all_uses_with(node.meta["value"])
 
 
-def find_producer(channels: ChannelGraph, gate: fx.Node) -> fx.Node | None:
-    """The BatchNorm, convolution or linear layer whose outputs can be scaled in place of `gate`:
-    what lies between commutes with a positive factor, and nobody else reads it."""
-    [node] = channels.sources(gate)
-    while channels.kinds[node] == Kind.SCALE and len(node.users) == 1:
-        [node] = channels.sources(node)
-    is_layer = getattr(channels.module(node), "weight", None) is not None
-    return node if is_layer and len(node.users) == 1 else None
-
-
-def offsets(channels: ChannelGraph, user: fx.Node, node: fx.Node) -> list[int]:
-    """Where the channels of `node` begin among those of its reader `user`."""
-    sources = channels.sources(user)
-    if channels.kinds[user] != Kind.CAT:
-        return [0] * sources.count(node)
-    starts = accumulate((len(channels.gate_of[source]) for source in sources), initial=0)
-    return [start for source, start in zip(sources, starts, strict=False) if source is node]
-
-
-def find_readers(
-    channels: ChannelGraph, node: fx.Node, first: int = 0
-) -> list[tuple[fx.Node, int]] | None:
-    """Every layer that reads the channels of `node`, and at which of its inputs they begin; None
-    if something reads them that does not commute with a positive factor."""
-    found = []
-    for user in node.users:
-        if channels.kinds[user] == Kind.MIX:
-            found.append((user, first))
-            continue
-        if channels.kinds[user] not in (Kind.SCALE, Kind.FLATTEN, Kind.CAT, Kind.MUL):
-            return None
-        for offset in offsets(channels, user, node):
-            behind = find_readers(channels, user, first + offset)
-            if behind is None:
-                return None
-            found += behind
-    return found
-
-
-def narrow(channels: ChannelGraph, node: fx.Node, present: dict[fx.Node, Tensor]) -> None:
-    """Leave only the channels that are present, of one operation; a Kind.GROUPED one has all."""
-    kind, module = channels.kinds[node], channels.module(node)
+def narrow(channels: ChannelGraph, node: fx.Node, present: Present) -> None:
+    """Leave only the channels that are present, of one operation."""
+    kind, module, flow = channels.kinds[node], channels.module(node), channels.flow[node]
     remaining = present[node].nonzero().flatten()
-    sources = channels.sources(node)
     if kind == Kind.CAT:
-        node.args, node.kwargs = ([s for s in sources if present[s].any()], 1), {}
-        if len(node.args[0]) == 1:
-            node.replace_all_uses_with(node.args[0][0])
-    elif kind == Kind.GATE and isinstance(module, L0Gate):
-        selected = node in channels.positions and select(channels, node, present)
-        node.replace_all_uses_with(selected or sources[0])
+        narrow_cat(node, flow, present)
+    elif kind == Kind.GATE:
+        narrow_gate(channels, node, present)
     elif kind == Kind.MIX:
-        width = len(present[sources[0]])
-        positions = module.in_features // width if isinstance(module, nn.Linear) else 1
-        inputs = present[sources[0]].repeat_interleave(positions).nonzero().flatten()
-        take(module, {"weight": 1}, inputs)
-        take(module, {"weight": 0, "bias": 0}, remaining)
-        for name, n in zip(SIZES[isinstance(module, nn.Linear)], (inputs, remaining), strict=True):
-            setattr(module, name, len(n))
-    elif kind == Kind.SELECT:
-        node.replace_all_uses_with(select(channels, node, present) or sources[0])
+        narrow_layer(module, flow, present, remaining)
+    elif kind == Kind.GROUPED:
+        narrow_groups(channels, node, present)
+    elif kind == Kind.MOVE:
+        narrow_move(channels, node, present)
     elif kind == Kind.AFFINE or isinstance(module, ChannelScale):
-        if node in channels.positions:
-            node.args = (select(channels, node, present) or sources[0],)
-        if node in channels.flat:
-            positions = module.num_features // len(present[node])
-            remaining = present[node].repeat_interleave(positions).nonzero().flatten()
-        names = ("weight", "bias", "running_mean", "running_var", "scale", "shift")
-        take(module, dict.fromkeys(names, 0), remaining)
-        for name in ("num_features", "in_channels", "out_channels", "groups"):
-            if hasattr(module, name):
-                setattr(module, name, len(remaining))
+        narrow_norm(module, remaining, flow.repeat)
+    elif kind == Kind.CONSTANT_TENSOR and flow.axis is not None:
+        owner, _, name = node.target.rpartition(".")
+        take(channels.traced.get_submodule(owner), {name: flow.axis}, remaining)
+    pick(channels, node, remaining)
 
 
-def select(channels: ChannelGraph, node: fx.Node, present: dict[fx.Node, Tensor]) -> fx.Node | None:
-    """One layer that picks the remaining channels, or features, whatever the operation was; None if
-    features remain all as they are."""
-    traced, [source], positions = channels.traced, channels.sources(node), channels.positions
-    remaining = present[source].repeat_interleave(positions.get(node, 1))
-    places = remaining.cumsum(0) - 1  # of the channels that remain
-    order = places[channels.order[node][present[node].bool()]]
-    if node in positions and torch.equal(order, torch.arange(int(remaining.sum()))):
+def narrow_cat(node: fx.Node, flow: Flow, present: Present) -> None:
+    """A part of which nothing remains is not joined."""
+    if all(torch.equal(edge.order, torch.arange(flow.width)) for edge in flow.edges):
+        return  # along another dimension
+    tensors, *others = node.args or (node.kwargs["tensors"],)
+    dim = others[0] if others else node.kwargs["dim"]
+    node.args, node.kwargs = ([t for t in tensors if present[t].any()], dim), {}
+    if len(node.args[0]) == 1:
+        node.replace_all_uses_with(node.args[0][0])
+
+
+def narrow_gate(channels: ChannelGraph, node: fx.Node, present: Present) -> None:
+    module, [source] = channels.module(node), channels.sources(node)
+    remaining = present[node].nonzero().flatten()
+    if node in channels.positions:
+        source = select_features(channels, node, source, present) or source
+    if isinstance(module, L0Gate | SharedGates):
+        pick(channels, node, remaining)
+        [source] = node.args if node not in channels.positions else [source]
+        node.replace_all_uses_with(source)
+    else:  # it has become a ChannelScale
+        node.args = (source,)
+        narrow_norm(module, remaining, 1)
+
+
+def narrow_layer(module: nn.Module, flow: Flow, present: Present, remaining: Tensor) -> None:
+    """A convolution or linear layer."""
+    [edge] = flow.edges
+    inputs, outputs = (
+        ("in_features", "out_features")
+        if isinstance(module, nn.Linear)
+        else ("in_channels", "out_channels")
+    )
+    if edge.how == How.OPEN:
+        width = len(present[edge.source])
+        positions = module.weight.shape[1] // width
+        read = present[edge.source].repeat_interleave(positions).nonzero().flatten()
+        take(module, {"weight": 1}, read)
+        setattr(module, inputs, len(read))
+    take(module, {"weight": 0, "bias": 0}, remaining)
+    setattr(module, outputs, len(remaining))
+
+
+def narrow_groups(channels: ChannelGraph, node: fx.Node, present: Present) -> None:
+    module, [source] = channels.module(node), channels.sources(node)
+    is_left = torch.stack([part.any() for part in present[node].chunk(module.groups)])
+    take(module, {"weight": 0, "bias": 0}, present[node].nonzero().flatten())
+    each = module.in_channels // module.groups
+    read = is_left.repeat_interleave(each)
+    if not torch.equal(read, present[source].bool()):
+        node.args = (select(channels, node, source, read.nonzero().flatten(), present),)
+    module.groups = int(is_left.sum())
+    module.in_channels, module.out_channels = each * module.groups, len(module.weight)
+
+
+def narrow_norm(module: nn.Module, remaining: Tensor, repeat: int) -> None:
+    """BatchNorm, a depthwise convolution, a scale or shift of each channel."""
+    at = remaining
+    if repeat > 1:
+        at = (remaining.view(-1, 1) * repeat + torch.arange(repeat)).flatten()
+    names = ("weight", "bias", "running_mean", "running_var", "scale", "shift")
+    take(module, dict.fromkeys(names, 0), at)
+    for name in ("num_features", "in_channels", "out_channels", "groups"):
+        if hasattr(module, name):
+            setattr(module, name, len(at))
+
+
+def narrow_move(channels: ChannelGraph, node: fx.Node, present: Present) -> None:
+    move, flow, remaining = node.meta["move"], channels.flow[node], present[node].bool()
+    [edge] = flow.edges
+    if move.stays:
+        if not remaining.all():
+            resize(node, flow, int(remaining.sum()))
+        return
+    chosen = select(channels, node, edge.source, move.order[remaining], present)
+    if move.others is not None:
+        args, kwargs = move.others
+        with channels.traced.graph.inserting_before(node):
+            name = "getitem" if node.op == "call_function" else node.target
+            chosen = channels.traced.graph.create_node(
+                node.op, node.target, (chosen, *args[1:]), kwargs, f"{name}_rest"
+            )
+    node.replace_all_uses_with(chosen)
+
+
+def resize(node: fx.Node, flow: Flow, width: int) -> None:
+    """Tell an operation the new number of channels, if it was told one."""
+    if getattr(node.target, "__name__", node.target) not in SIZED:
+        return
+    in_list = isinstance(node.args[1], list | tuple)
+    sizes = [*node.args[1]] if in_list else [*node.args[1:]]
+    if sizes[flow.axis] == -1:
+        return
+    others = sizes[: flow.axis] + sizes[flow.axis + 1 :]
+    sizes[flow.axis] = width * flow.repeat if -1 in others else -1
+    node.args = (node.args[0], sizes) if in_list else (node.args[0], *sizes)
+
+
+def pick(channels: ChannelGraph, node: fx.Node, remaining: Tensor) -> None:
+    """Of a tensor of which all is there, take the channels that go with the rest."""
+    flow = channels.flow[node]
+    for edge in flow.edges:
+        if edge.pick and len(remaining) < flow.width:
+            dims = edge.source.meta["value"].dim()
+            axis = flow.axis - node.meta["value"].dim() + dims
+            chosen = insert_select(channels, node, edge.source, remaining, axis)
+            node.replace_input_with(edge.source, chosen)
+
+
+def select(
+    channels: ChannelGraph, node: fx.Node, source: fx.Node, order: Tensor, present: Present
+) -> fx.Node:
+    """The channels of `source` in this order, -1 for zeros, by their numbers in the whole."""
+    flow = channels.flow[source]
+    places = present[source].cumsum(0) - 1  # of the channels that remain
+    order = torch.where(order < 0, -1, places[order.clamp(min=0)])
+    if flow.repeat > 1:
+        order = (order.view(-1, 1) * flow.repeat + torch.arange(flow.repeat)).flatten()
+    return insert_select(channels, node, source, order, flow.axis)
+
+
+def select_features(
+    channels: ChannelGraph, node: fx.Node, source: fx.Node, present: Present
+) -> fx.Node | None:
+    """The features that remain; None if these are all of the remaining channels."""
+    positions = channels.positions[node]
+    there = present[source].repeat_interleave(positions)
+    order = (there.cumsum(0) - 1)[present[node].bool()]
+    if torch.equal(order, torch.arange(int(there.sum()))):
         return None
+    return insert_select(channels, node, source, order, 1, positions)
+
+
+def insert_select(
+    channels: ChannelGraph,
+    node: fx.Node,
+    source: fx.Node,
+    order: Tensor,
+    axis: int,
+    positions: int = 1,
+) -> fx.Node:
+    """A layer before `node` that picks channels of `source`."""
+    traced = channels.traced
     device = next(traced.parameters()).device
-    layer = ChannelSelect(len(order), positions.get(node, 1)).to(device)
+    layer = ChannelSelect(len(order), positions, axis, bool((order < 0).any())).to(device)
     layer.order.copy_(order)
-    if channels.kinds[source] == Kind.SPLIT:
-        [source] = channels.sources(source)
-    is_module = node.op == "call_module" and channels.kinds[node] == Kind.SELECT
-    name = node.target if is_module else f"select_{node.name}"
+    name = f"select_{node.name}_{source.name}"
     traced.add_submodule(name, layer)
     with traced.graph.inserting_before(node):
         return traced.graph.call_module(name, (source,))
@@ -171,7 +255,8 @@ def put_in(channels: ChannelGraph, constants: Constants) -> None:
     traced = channels.traced
     for reader, (side, value) in constants.items():
         is_sum, name = channels.kinds[reader] == Kind.ADD, f"constant_{reader.name}"
-        layer = (ChannelShift if is_sum else ChannelScale)(len(value)).to(value)
+        axis = channels.flow[reader].axis
+        layer = (ChannelShift if is_sum else ChannelScale)(len(value), axis).to(value)
         (layer.shift if is_sum else layer.scale).copy_(value)
         traced.add_submodule(name, layer)
         with traced.graph.inserting_before(reader):

@@ -8,17 +8,17 @@ they are identifiers joined by dots, none of them an attribute that a module has
 import inspect
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from keyword import iskeyword
 from typing import Any
 
 from torch import fx, nn
 
 from sparsereg.errors import UserError
-from sparsereg.graph.operations import FUNCTIONS, METHODS, MODULES
-from sparsereg.model.basic_l0_blocks import L0Gate
+from sparsereg.graph.operations import FUNCTIONS, METHODS, MODULES, Kind
 
-TYPES = {known.__name__: known for known in MODULES if known is not L0Gate}
+TYPES = {known.__name__: known for known, kind in MODULES.items() if kind != Kind.GATE}
+DTYPES = ("float16", "bfloat16", "float32", "float64", "int32", "int64", "bool")  # of tensors
 LAYER_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 MOST = 20_000  # operations, layers
 LONGEST = 100  # arguments of an operation, items of a list, characters of a text
@@ -36,17 +36,26 @@ def check_description(description: Any) -> None:
     check(isinstance(layers, dict) and len(layers) <= MOST, "its layers")
     check(isinstance(operations, list) and len(operations) <= MOST, "its operations")
     check("dense" not in description or is_size(description["dense"]), "its dense size")
+    tensors = description.get("tensors", {})
+    check(isinstance(tensors, dict) and len(tensors) <= MOST, "its tensors")
+    check("image_shape" not in description or is_shape(description["image_shape"], 3), "its images")
     for name, layer in layers.items():
-        check_layer(name, layer, layers)
+        check_name(name, layers.keys() | tensors.keys())
+        check_layer(name, layer)
+    for name, tensor in tensors.items():
+        check_name(name, layers.keys() | tensors.keys())
+        check_tensor(name, tensor)
     made: set[str] = set()
     for operation in operations:
-        check_operation(operation, layers, made)
+        check_operation(operation, layers, tensors, made)
     kinds = [operation[1] for operation in operations]
     in_order = kinds[:1] == ["placeholder"] and kinds[-1:] == ["output"]
     once = kinds.count("placeholder") == kinds.count("output") == 1
     check(in_order and once, "not one input first and one output last")
     called = {operation[2] for operation in operations if operation[1] == "call_module"}
     check(called == {*layers}, "a layer that no operation calls")
+    read = {operation[2] for operation in operations if operation[1] == "get_attr"}
+    check({*tensors} <= read, "a tensor that no operation reads")
 
 
 def check(known: Any, what: object) -> None:
@@ -59,12 +68,29 @@ def is_size(dense: Any) -> bool:
     return all(type(count) is int and 1 <= count < 2**63 for count in counts)
 
 
-def check_layer(name: Any, layer: Any, layers: Mapping) -> None:
-    """One layer: [type, settings]."""
+def is_shape(shape: Any, dims: int | None = None) -> bool:
+    if not isinstance(shape, list) or len(shape) > LONGEST or dims not in (None, len(shape)):
+        return False
+    return all(type(n) is int and 0 <= n < 2**31 for n in shape) and math.prod(shape) < 2**40
+
+
+def check_name(name: Any, others: Set) -> None:
     check(is_layer_name(name), f"the layer name {name!r}")
     parts = name.split(".")
     above = {".".join(parts[:i]) for i in range(1, len(parts))}
-    check(not above & layers.keys(), f"{name}, a layer within a layer")
+    check(not above & others, f"{name}, a layer within a layer")
+
+
+def check_tensor(name: str, tensor: Any) -> None:
+    """One parameter or buffer: [shape, dtype, is it a parameter?]."""
+    check(isinstance(tensor, list) and len(tensor) == 3, f"the tensor {name}")
+    shape, dtype, is_parameter = tensor
+    check(is_shape(shape) and isinstance(dtype, str) and dtype in DTYPES, f"the tensor {name}")
+    check(is_parameter is False or "float" in dtype, f"the parameter {name}")
+
+
+def check_layer(name: str, layer: Any) -> None:
+    """One layer: [type, settings]."""
     check(isinstance(layer, list) and len(layer) == 2, f"the layer {name}")
     type_name, settings = layer
     check(isinstance(type_name, str) and type_name in TYPES, f"{name}, a {type_name}")
@@ -97,12 +123,12 @@ def is_flat(value: Any) -> bool:
     return value is None or isinstance(value, bool | int)
 
 
-def check_operation(operation: Any, layers: Mapping, made: set[str]) -> None:
+def check_operation(operation: Any, layers: Mapping, tensors: Mapping, made: set[str]) -> None:
     """One operation: [name, how, what, arguments, named arguments]; its name joins `made`."""
     check(isinstance(operation, list) and len(operation) == 5, f"the operation {operation!r}")
     name, how, what, arguments, named = operation
     check(is_name(name) and name not in made, f"the operation name {name!r}")
-    check(isinstance(how, str) and is_target(how, what, layers), f"{how} {what}")
+    check(isinstance(how, str) and is_target(how, what, layers, tensors), f"{how} {what}")
     check(isinstance(arguments, list) and isinstance(named, dict), f"the arguments of {name}")
     check(len(arguments) + len(named) <= LONGEST, f"the arguments of {name}")
     if how == "placeholder":
@@ -111,7 +137,26 @@ def check_operation(operation: Any, layers: Mapping, made: set[str]) -> None:
         check(is_name(key), f"the argument name {key!r}")
     for argument in (*arguments, *named.values()):
         check(is_argument(argument, made), repr(argument))
+    if how == "call_function":
+        check(is_access(what, arguments, named), f"{what} {arguments[1:]}")
     made.add(name)
+
+
+def is_access(what: str, arguments: list, named: dict) -> bool:
+    """Of an object only its shape may be asked for, and parts only by their places."""
+    if what == "builtins.getattr":
+        return arguments[1:] == ["shape"] and not named
+    if what != "_operator.getitem":
+        return True
+    if len(arguments) != 2 or named:
+        return False
+    index = arguments[1]
+    parts = index["tuple"] if isinstance(index, dict) and "tuple" in index else [index]
+    places = ({"slice"}, {"ellipsis"}, {"result_of"})
+    return all(
+        part is None or isinstance(part, int) or (isinstance(part, dict) and part.keys() in places)
+        for part in parts
+    )
 
 
 def is_name(name: Any) -> bool:
@@ -119,8 +164,9 @@ def is_name(name: Any) -> bool:
     return is_identifier and len(name) <= LONGEST and not name.startswith("__")
 
 
-def is_target(how: str, what: Any, layers: Mapping) -> bool:
+def is_target(how: str, what: Any, layers: Mapping, tensors: Mapping) -> bool:
     known = {
+        "get_attr": isinstance(what, str) and (what in tensors or is_weight(what, layers)),
         "placeholder": is_name(what) and what != "self",
         "output": what == "output",
         "call_module": what in layers if isinstance(what, str) else False,
@@ -130,18 +176,31 @@ def is_target(how: str, what: Any, layers: Mapping) -> bool:
     return bool(known.get(how))
 
 
+def is_weight(what: str, layers: Mapping) -> bool:
+    layer, _, name = what.rpartition(".")
+    return layer in layers and name in ("weight", "bias")
+
+
 def is_argument(argument: Any, made: set[str], depth: int = 0) -> bool:
-    """A plain value, the result of an earlier operation, or a list of these."""
-    if isinstance(argument, dict):
-        return argument.keys() == {"result_of"} and is_known(argument["result_of"], made)
+    """A plain value, the result of an earlier operation, or a list of these, a slice, …"""
     if isinstance(argument, list):
-        return depth < 2 and len(argument) <= MOST and all_arguments(argument, made, depth)
-    return is_flat(argument)
+        return depth < 3 and len(argument) <= MOST and all_arguments(argument, made, depth)
+    if not isinstance(argument, dict):
+        return is_flat(argument)
+    if len(argument) != 1:
+        return False
+    [(kind, value)] = argument.items()
+    if kind == "result_of":
+        return isinstance(value, str) and value in made
+    if kind == "dtype":
+        return isinstance(value, str) and value in DTYPES
+    if kind == "ellipsis":
+        return value is True
+    if kind == "slice" and (not isinstance(value, list) or len(value) != 3):
+        return False
+    is_list = isinstance(value, list) and len(value) <= LONGEST and depth < 3
+    return kind in ("slice", "tuple") and is_list and all_arguments(value, made, depth)
 
 
 def all_arguments(arguments: list, made: set[str], depth: int) -> bool:
     return all(is_argument(argument, made, depth + 1) for argument in arguments)
-
-
-def is_known(name: Any, made: set[str]) -> bool:
-    return isinstance(name, str) and name in made

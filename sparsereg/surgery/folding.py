@@ -96,6 +96,6 @@ def merge(traced: fx.GraphModule, source: fx.Node, convs: list[fx.Node]) -> None
         output = traced.graph.call_module(convs[0].target, (source,))
         if ends is not convs:
             output = traced.graph.call_module(ends[0].target, (output,))
-        pieces = traced.graph.call_function(torch.split, (output, widths, 1))
+        pieces = traced.graph.call_function(torch.split_with_sizes, (output, widths, 1))
         for i, end in enumerate(ends):
             end.replace_all_uses_with(traced.graph.call_function(getitem, (pieces, i)))

@@ -1,41 +1,27 @@
-"""Gates in any convolutional network: one on every group of channels that can be removed alone."""
+"""Gates in any convolutional network: one on every group of channels that can be removed."""
 
-import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from fnmatch import fnmatch
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, fx, nn
 
 from sparsereg.errors import UserError
 from sparsereg.graph.channels import ChannelGraph
-from sparsereg.graph.nodes import module_of
-from sparsereg.graph.operations import Kind, kind_of
-from sparsereg.graph.readers import kept, removers
+from sparsereg.graph.layers import copied, plain_copy
 from sparsereg.graph.tracing import trace
-from sparsereg.model.basic_l0_blocks import GATES, L0Gate, gate_layers
+from sparsereg.model.basic_l0_blocks import GATES, L0Gate, SharedGates
 from sparsereg.model.gated import GatedNetwork
+from sparsereg.surgery.coupling import Coupling, Read, couple
+from sparsereg.surgery.modes import trace_both_modes
+from sparsereg.surgery.places import Place, find_places, put_gate
+from sparsereg.surgery.plain_graph import check_savable
+from sparsereg.surgery.verify import verify
 
-TOLERANCE = 1e-4  # of the largest output, in single precision
+ENOUGH = 0.2  # highest reachable sparsity below which there is a warning
 Patterns = str | Sequence[str]
-
-
-@dataclass(frozen=True)
-class Place:
-    """A layer, and why its output channels, or its inputs, have no gate; None if they have one."""
-
-    layer: str
-    width: int
-    why_not: str | None
-    is_input: bool = False
-
-    @property
-    def gate(self) -> str:
-        """Name of the gate layer."""
-        return f"{self.layer}_inputs" if self.is_input else self.layer
 
 
 def insert_gates(
@@ -47,12 +33,16 @@ def insert_gates(
     temperature: float = 2 / 3,
     sampling: str = "per_sample",
     gate_inputs: Patterns = (),
+    coupled: bool = True,
     show: bool = True,
 ) -> GatedNetwork:
-    """`net` with an `L0Gate` on every group of channels that can be removed alone.
+    """`net` with an `L0Gate` on every group of channels that can be removed.
 
     That are the output channels of a convolution or linear layer, with its BatchNorm, activation
-    and depthwise convolution, if the gate behind them is all that other layers read them through.
+    and depthwise convolution, if the gate behind them is all that other layers read them through;
+    and channels of residual streams, concatenations and groups, which several layers write and
+    read, with a gate that they share (`coupling`). It ends with a comparison of the gated and of a
+    cut network with `net` itself, on noise like the example.
     Names of parameters stay: state dicts of `net` fit, but for the `gates.….qz_loga`.
 
     Args:
@@ -62,17 +52,20 @@ def insert_gates(
         include, exclude: names of layers that may, or may not, get gates, with * and ?.
         gate_inputs: names of linear layers whose every input gets a gate too, `gates.NAME_inputs`,
             where the gates of the channels before it do not close each of them by itself.
-        show: print which layers have gates, and why the others do not.
+        coupled: shared gates too.
+        show: print which layers have gates, why the others do not, and what they can reach.
 
     Raises:
-        UserError: names the operation, with its line, through which channels cannot be followed; or
-            a pattern that fits no layer.
+        UserError: names what of the network, with its line, cannot be traced or followed; or a
+            pattern that fits no layer.
     """
     settings = droprate_init, include, exclude, temperature, sampling, gate_inputs
-    gated, places = place_gates(net, *settings)
-    check_outputs(net, gated, example)
+    gated, places = place_gates(net, *settings, coupled, example)
+    reach = verify(net, gated)
     if show:
         Console().print(table_of(places))
+    if show or min(reach.values()) < ENOUGH:
+        Console().print(reach_line(reach))
     return gated
 
 
@@ -84,171 +77,99 @@ def place_gates(
     temperature: float = 2 / 3,
     sampling: str = "per_sample",
     gate_inputs: Patterns = (),
+    coupled: bool = False,
+    example: Tensor | None = None,
 ) -> tuple[GatedNetwork, list[Place]]:
-    """What `insert_gates` does, without an example."""
+    """What `insert_gates` does, without its last comparison; `example`: see `trace`."""
     if any(isinstance(module, L0Gate) for module in net.modules()):
         raise UserError(f"{type(net).__name__} has gates already")
-    traced = trace_both_modes(net)
-    places = find_places(traced, *map(as_list, (include, exclude, gate_inputs)))
-    chosen = [place for place in places if place.why_not is None]
-    if not chosen:
+    modes = {name: module.training for name, module in net.named_modules()}
+    net = copied(net)
+    traced, example = trace_both_modes(net, example)
+    include, exclude = as_list(include), as_list(exclude)
+    places = find_places(traced, include, exclude, as_list(gate_inputs))
+
+    def new_gate(width: int, axis: int = 1) -> L0Gate:
+        return L0Gate(width, droprate_init, temperature, sampling, axis)
+
+    for place in places:
+        if place.why_not is None:
+            gate = new_gate(place.width, place.axis)
+            put_gate(traced, place, gate)
+            add_module(net, f"{GATES}.{place.gate}", gate)
+    if coupled:
+        found = couple(ChannelGraph(traced), lambda name: is_chosen(name, include, exclude))
+        gates = {f"{GATES}.{name}": new_gate(width) for name, width in found.widths.items()}
+        for name, gate in gates.items():
+            add_module(net, name, gate)
+        for read in found.reads:
+            put_read(net, traced, read, gates)
+        places = [with_coupling(place, found) for place in places]
+    if all(place.why_not is not None for place in places):
         raise UserError(
-            f"{type(net).__name__} has no channels that can be removed alone: "
+            f"{type(net).__name__} has no channels that can be removed: "
             + "; ".join(dict.fromkeys(f"{place.why_not}" for place in places[:3]))
         )
-    for place in chosen:
-        put_gate(traced, place, L0Gate(place.width, droprate_init, temperature, sampling))
-    return GatedNetwork(traced).train(net.training), places
+    for name, module in net.named_modules():
+        module.training = modes.get(name, modes[""])
+    gated = GatedNetwork(net, traced.graph, example)
+    check_savable(trace(plain_copy(gated)))
+    return gated, places
+
+
+def is_chosen(name: str, include: list[str], exclude: list[str]) -> bool:
+    chosen = any(fnmatch(name, pattern) for pattern in include)
+    return chosen and not any(fnmatch(name, pattern) for pattern in exclude)
+
+
+def add_module(net: nn.Module, name: str, module: nn.Module) -> None:
+    """Under a dotted name, with the modules in between."""
+    *path, last = name.split(".")
+    for part in path:
+        net = net._modules.setdefault(part, nn.Module())  # a class may have its own `gates`
+    net._modules[last] = module
 
 
 def as_list(patterns: Patterns) -> list[str]:
     return [patterns] if isinstance(patterns, str) else list(patterns)
 
 
-def trace_both_modes(net: nn.Module) -> fx.GraphModule:
-    """The graph of training, on a copy, if that of eval mode is the same.
-
-    Raises:
-        UserError: it is another one.
-    """
-    net = copy.deepcopy(net)
-    graphs = []
-    for training in (False, True):
-        traced = trace(net.train(training))
-        use_dropout_layers(traced)
-        graphs.append([node.format_node() for node in traced.graph.nodes])
-    for evaluated, trained in zip(*graphs, strict=False):
-        if evaluated != trained:
-            raise UserError(f"{type(net).__name__} does something else in training: {trained}")
-    if len(graphs[0]) != len(graphs[1]):
-        raise UserError(f"{type(net).__name__} does something else in training")
-    return traced
-
-
-def use_dropout_layers(traced: fx.GraphModule) -> None:
-    """`F.dropout(x, p, self.training)` would keep the mode in which it was traced."""
-    functions = {nn.functional.dropout: nn.Dropout, nn.functional.dropout2d: nn.Dropout2d}
-    for node in list(traced.graph.nodes):
-        if node.target in functions:
-            p = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
-            traced.add_submodule(node.name, functions[node.target](p))
-            with traced.graph.inserting_before(node):
-                node.replace_all_uses_with(traced.graph.call_module(node.name, node.args[:1]))
-            traced.graph.erase_node(node)
-    traced.recompile()
+def put_read(net: nn.Module, traced: fx.GraphModule, read: Read, gates: dict[str, L0Gate]) -> None:
+    """Multiply shared gates into a tensor, for the layers that read it."""
+    layers, places = read.gates.T
+    names = [name for i, name in enumerate(gates) if (layers == i).any()]
+    order, start = layers.new_full((len(layers),), -1), 0
+    for name in names:
+        mine = layers == [*gates].index(name)
+        order[mine] = places[mine] + start
+        start += len(gates[name].qz_loga)
+    shared = SharedGates({name: gates[name] for name in names}, order, read.axis)
+    name = f"shared_{read.source}"
+    net.add_module(name, shared)
+    traced.add_submodule(name, shared)
+    source = next(node for node in traced.graph.nodes if node.name == read.source)
+    with traced.graph.inserting_after(source):
+        node = traced.graph.call_module(name, (source,))
+    node.meta["value"] = source.meta["value"]
+    for user in list(source.users):
+        if user.name in read.readers:
+            user.replace_input_with(source, node)
 
 
-def find_places(
-    traced: fx.GraphModule, include: list[str], exclude: list[str], gate_inputs: list[str]
-) -> list[Place]:
-    """Tries a gate on every layer; the analysis then says which of them remove their channels."""
-    layers = traced.graph.find_nodes(op="call_module")
-    mixing = [node for node in layers if kind_of(traced, node) in (Kind.MIX, Kind.GROUPED)]
-    widths = {node.target: len(module_of(traced, node).weight) for node in mixing}
-    for pattern in include + exclude:
-        if not any(fnmatch(name, pattern) for name in widths):
-            raise UserError(f"no layer is named {pattern}: there are {', '.join([*widths][:5])}, …")
-    trial = fx.GraphModule(traced, copy.deepcopy(traced.graph))
-    for name, width in widths.items():
-        put_gate(trial, Place(name, width, None), L0Gate(width))
-    channels = ChannelGraph(trial.eval())
-    removed_by, keeps = removers(channels), kept(channels)
-
-    def gates_of(node: fx.Node) -> list[str | None]:
-        """The layers whose gates remove the channels of a node, and None if not all have one."""
-        names = channels.gate_layers_of(removed_by[node])
-        return [name and name.removeprefix(f"{GATES}.") for name in names]
-
-    goes_with = {node.target: gates_of(node) for node in removed_by}
-
-    def why_not(name: str) -> str | None:
-        if getattr(traced.get_submodule(name), "groups", 1) > 1:
-            return "a grouped convolution: its groups stay equal"
-        if not any(fnmatch(name, pattern) for pattern in include):
-            return "not included"
-        if any(fnmatch(name, pattern) for pattern in exclude):
-            return "excluded"
-        if (gate := f"{GATES}.{name}") not in keeps:
-            return None
-        if None not in goes_with[name]:
-            return f"goes with the channels of {', '.join(goes_with[name])}"
-        every = f"{widths[name]} of {widths[name]} channels: "
-        return keeps[gate].removeprefix(every)
-
-    own = {name: Place(name, width, why_not(name)) for name, width in widths.items()}
-    inputs = input_places(traced, channels, own, gate_inputs, gates_of)
-    return [place for name in own for place in (inputs.get(name), own[name]) if place]
-
-
-def input_places(
-    traced: fx.GraphModule,
-    channels: ChannelGraph,
-    own: dict[str, Place],
-    patterns: list[str],
-    gates_of: Callable[[fx.Node], list[str | None]],
-) -> dict[str, Place]:
-    """The linear layers that fit the patterns, whose inputs get gates unless those behind another
-    layer close each of them already."""
-    linear = {n: m for n in own if isinstance(m := traced.get_submodule(n), nn.Linear)}
-    for pattern in patterns:
-        if not any(fnmatch(name, pattern) for name in linear):
-            has = ", ".join(linear) or "none"
-            raise UserError(f"gate_inputs: no linear layer is named {pattern}: there are {has}")
-    places = {}
-    for node in channels.kinds:
-        if node.target in linear and any(fnmatch(node.target, pattern) for pattern in patterns):
-            [source] = channels.sources(node)
-            before, width = gates_of(source), linear[node.target].in_features
-            gated = all(name in own and own[name].why_not is None for name in before)
-            why_not = None
-            if gated and len(channels.gate_of[source]) == width:
-                why_not = f"the gates of {', '.join(before)} close them"
-            places[node.target] = Place(node.target, width, why_not, is_input=True)
-    return places
-
-
-def put_gate(traced: fx.GraphModule, place: Place, gate: L0Gate) -> None:
-    """Put a gate before the layer, or behind it and whatever keeps its channels apart, up to where
-    others read them: there all of it goes with a channel."""
-    [layer] = traced.graph.find_nodes(op="call_module", target=place.layer)
-    name = f"{GATES}.{place.gate}"
-    traced.add_submodule(name, gate)
-    if place.is_input:
-        with traced.graph.inserting_before(layer):
-            layer.args = (traced.graph.call_module(name, layer.args),)
-        traced.recompile()
-        return
-    end = layer
-    while (reader := only_reader(end)) and kind_of(traced, reader) in (
-        Kind.AFFINE,
-        Kind.SCALE,
-        Kind.ZERO,
-    ):
-        end = reader
-    with traced.graph.inserting_after(end):
-        node = traced.graph.call_module(name, (end,))
-    end.replace_all_uses_with(node, delete_user_cb=lambda user: user is not node)
-    traced.recompile()
-
-
-def only_reader(node: fx.Node) -> fx.Node | None:
-    [reader, *others] = node.users
-    return None if others else reader
-
-
-def check_outputs(net: nn.Module, gated: GatedNetwork, example: Tensor) -> None:
-    """Raise UserError unless `net` is a classifier; with open gates `gated` computes the same."""
-    net, opened = copy.deepcopy(net).eval(), copy.deepcopy(gated).eval()
-    with torch.no_grad():
-        for gate in gate_layers(opened).values():
-            gate.qz_loga.fill_(10.0)
-        expected = net(example)
-        if expected.dim() != 2:
-            raise UserError(
-                f"{type(net).__name__} must give logits (N, classes), not {tuple(expected.shape)}"
-            )
-        if not torch.allclose(opened(example), expected, rtol=TOLERANCE, atol=TOLERANCE):
-            raise RuntimeError(f"{type(net).__name__} with open gates computes something else")
+def with_coupling(place: Place, found: Coupling) -> Place:
+    """What has become of a layer that had no gate of its own."""
+    if place.why_not is None or place.is_input:
+        return place
+    if place.layer in found.widths:
+        others = [n for n, layers in found.goes_with.items() if place.layer in layers]
+        with_ = [name for name in others if name != place.layer]
+        width = found.widths[place.layer]
+        shared = replace(place, channels=place.width, width=width, goes=tuple(with_))
+        return replace(shared, why_not=None)
+    if place.layer in found.goes_with:
+        names = found.goes_with[place.layer]
+        return replace(place, why_not=f"goes with the channels of {', '.join(names)}")
+    return place
 
 
 def table_of(places: list[Place]) -> Table:
@@ -256,6 +177,16 @@ def table_of(places: list[Place]) -> Table:
     for place in places:
         gates = place.width if place.why_not is None else 0
         label = f"inputs of {place.layer}" if place.is_input else place.layer
-        table.add_row(label, str(place.width), str(gates), place.why_not or "")
+        note = f"shared with {len(place.goes)} layers" if place.goes else ""
+        table.add_row(label, str(place.channels or place.width), str(gates), place.why_not or note)
     table.add_row("all", "", str(sum(p.width for p in places if p.why_not is None)), "")
     return table
+
+
+def reach_line(reach: dict[str, float]) -> str:
+    """The highest sparsity, with one gate of each open that something depends on."""
+    text = f"at most {reach['params']:.1%} of the parameters and {reach['macs']:.1%} of the "
+    text += "multiply-adds can go"
+    if min(reach.values()) < ENOUGH:
+        text = f"[yellow]warning:[/yellow] {text}: see why not in the table, or show=True"
+    return text

@@ -2,14 +2,16 @@
 network it came from, and loading it runs nothing that the file brings along."""
 
 import inspect
+import operator
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from sparsereg.errors import UserError
-from sparsereg.graph.operations import NAMES, kind_of, resolve_name
-from sparsereg.surgery.description import TYPES, check_description
+from sparsereg.graph.nodes import module_of, place_of
+from sparsereg.graph.operations import METHODS, MODULES, NAMES, Kind, resolve_name
+from sparsereg.surgery.description import DTYPES, TYPES, check_description
 
 PLAIN = (bool, int, float, str, type(None))
 MOST_NUMBERS = 2**30  # of all results for one image, 4 GB
@@ -20,28 +22,58 @@ def describe(net: fx.GraphModule) -> dict:
 
     Returns:
         {"operations": [[name, how, what, arguments, named arguments], …],
-         "layers": {name: [type, settings], …}}: plain types, no weights.
+         "layers": {name: [type, settings], …}, "image_shape": [C, H, W],
+         "tensors": {name: [shape, dtype, is a parameter], …}}: plain types, no weights.
 
     Raises:
         UserError: a layer or function that is not among those of `operations`.
     """
-    operations = []
-    for node in net.graph.nodes:
-        target = NAMES.get(node.target) if node.op == "call_function" else node.target
-        if target is None:
-            raise UserError(f"{node.target} is a function that cannot be saved")
-        arguments = [encode(a) for a in node.args], {k: encode(a) for k, a in node.kwargs.items()}
-        operations.append([node.name, node.op, target, *arguments])
+    operations = [describe_operation(node) for node in net.graph.nodes]
     names = {node.target for node in net.graph.nodes if node.op == "call_module"}
     layers = {name: describe_layer(net.get_submodule(name)) for name in sorted(names)}
-    return {"operations": operations, "layers": layers}
+    found = {"operations": operations, "layers": layers}
+    tensors = {node.target for node in net.graph.nodes if node.op == "get_attr"}
+    tensors = {name for name in tensors if name.rpartition(".")[0] not in names}  # of no layer
+    if tensors:
+        found["tensors"] = {name: describe_tensor(net, name) for name in sorted(tensors)}
+    if "image_shape" in net.meta:
+        found["image_shape"] = [*net.meta["image_shape"]]
+    return found
 
 
-def describe_layer(layer: nn.Module) -> list:
+def describe_operation(node: fx.Node) -> list:
+    target = NAMES.get(node.target) if node.op == "call_function" else node.target
+    if target is None or (node.op == "call_method" and target not in METHODS):
+        name = getattr(node.target, "__name__", node.target)
+        raise UserError(f"{name}{place_of(node)} is a function that cannot be saved")
+    arguments = [encode(a) for a in node.args], {k: encode(a) for k, a in node.kwargs.items()}
+    return [node.name, node.op, target, *arguments]
+
+
+def check_savable(traced: fx.GraphModule) -> None:
+    """Raise UserError if its description lacks something, which after a training would be late."""
+    for node in traced.graph.nodes:
+        describe_operation(node)
+        layer = module_of(traced, node)
+        if layer is not None and MODULES.get(type(layer)) != Kind.GATE:
+            describe_layer(layer, f"{node.target}{place_of(node)}")
+        if node.op == "get_attr":
+            describe_tensor(traced, node.target)
+
+
+def describe_tensor(net: nn.Module, name: str) -> list:
+    tensor = operator.attrgetter(name)(net)
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if dtype not in DTYPES:
+        raise UserError(f"{name} is a tensor of {dtype}, which cannot be saved")
+    return [[*tensor.shape], dtype, isinstance(tensor, nn.Parameter)]
+
+
+def describe_layer(layer: nn.Module, name: str = "") -> list:
     """Type and constructor arguments, which torch's layers keep under the same names; those that
     have their default are left out, so that a torch without them can read the file."""
     if TYPES.get(type(layer).__name__) is not type(layer):
-        raise UserError(f"{type(layer).__name__} is a layer that cannot be saved")
+        raise UserError(f"{name} {type(layer).__name__} is a layer that cannot be saved".strip())
     parameters = inspect.signature(type(layer)).parameters
     settings = {name: getattr(layer, name) for name in parameters if hasattr(layer, name)}
     if "bias" in settings:  # a tensor or None; BatchNorm has it if it is affine
@@ -55,8 +87,16 @@ def describe_layer(layer: nn.Module) -> list:
 def encode(argument: Any) -> Any:
     if isinstance(argument, fx.Node):
         return {"result_of": argument.name}
-    if isinstance(argument, list | tuple):
+    if isinstance(argument, slice):
+        return {"slice": [encode(n) for n in (argument.start, argument.stop, argument.step)]}
+    if argument is Ellipsis:
+        return {"ellipsis": True}
+    if isinstance(argument, tuple):
+        return {"tuple": [encode(item) for item in argument]}
+    if isinstance(argument, list):
         return [encode(item) for item in argument]
+    if isinstance(argument, torch.dtype):
+        return {"dtype": str(argument).removeprefix("torch.")}
     if isinstance(argument, PLAIN):
         return argument
     raise UserError(f"{argument!r} is an argument that cannot be saved")
@@ -80,25 +120,51 @@ def build(description: dict) -> fx.GraphModule:
 
 
 def build_checked(description: dict) -> fx.GraphModule:
-    layers = {name: TYPES[kind](**given) for name, (kind, given) in description["layers"].items()}
+    root = nn.Module()
+    for name, (kind, given) in description["layers"].items():
+        add(root, name, TYPES[kind](**given))
+    for name, (shape, dtype, is_parameter) in description.get("tensors", {}).items():
+        tensor = torch.zeros(shape, dtype=getattr(torch, dtype))
+        add(root, name, nn.Parameter(tensor) if is_parameter else tensor)
     graph, made = fx.Graph(), {}
     for name, how, what, arguments, named in description["operations"]:
         target = resolve_name(what) if how == "call_function" else what
         arguments = tuple(decode(argument, made) for argument in arguments)
         named = {key: decode(argument, made) for key, argument in named.items()}
         made[name] = graph.create_node(how, target, arguments, named, name)
-    net = fx.GraphModule(layers, graph)
-    for node in graph.nodes:
-        kind_of(net, node)  # refuses known operations with unknown arguments
+    net = fx.GraphModule(root, graph)
+    if "image_shape" in description:
+        net.meta["image_shape"] = tuple(description["image_shape"])
     return net
 
 
+def add(root: nn.Module, name: str, what: nn.Module | Tensor) -> None:
+    """Under a dotted name, with the modules in between."""
+    *path, last = name.split(".")
+    for part in path:
+        root = root._modules.setdefault(part, nn.Module())
+    if isinstance(what, nn.Module):
+        root.add_module(last, what)
+    elif isinstance(what, nn.Parameter):
+        root.register_parameter(last, what)
+    else:
+        root.register_buffer(last, what)
+
+
 def decode(argument: Any, made: dict[str, fx.Node]) -> Any:
-    if isinstance(argument, dict):
-        return made[argument["result_of"]]
     if isinstance(argument, list):
         return [decode(item, made) for item in argument]
-    return argument
+    if not isinstance(argument, dict):
+        return argument
+    [(kind, value)] = argument.items()
+    if kind == "result_of":
+        return made[value]
+    if kind == "dtype":
+        return getattr(torch, value)
+    if kind == "ellipsis":
+        return ...
+    items = (decode(item, made) for item in value)
+    return slice(*items) if kind == "slice" else tuple(items)
 
 
 def shapes(description: dict, image_shape: list[int], classes: int) -> dict[str, Tensor]:
@@ -123,9 +189,18 @@ def shapes(description: dict, image_shape: list[int], classes: int) -> dict[str,
 
 
 class Sizes(fx.Interpreter):
-    """Adds up the numbers that a network computes."""
+    """Adds up the numbers that a network computes. Python's operators get tensors and numbers
+    alone, none of them long: they would make a text, or a number, of any length."""
 
     numbers = 0
+
+    def call_function(self, target: Any, args: tuple, kwargs: dict) -> Any:
+        if NAMES.get(target, "").startswith("_operator.") and target is not operator.getitem:
+            for value in args:
+                is_short = isinstance(value, int | float) and abs(value) < 2**63
+                if not (is_short or isinstance(value, Tensor)):
+                    raise UserError(f"an operator of {type(value).__name__}")
+        return super().call_function(target, args, kwargs)
 
     def run_node(self, node: fx.Node) -> Any:
         result = super().run_node(node)

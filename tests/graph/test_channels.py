@@ -188,48 +188,83 @@ def test_gates_that_cannot_remove_say_why():
 
 
 def with_parameter(n, x):
-    return n.head(n.a(x) + n.b.bias.view(1, -1, 1, 1))
+    return n.head(n.gate(n.a(x)) + n.b.bias.view(1, -1, 1, 1))
+
+
+BARRIERS = {  # what forward does with two convolutions, a gate and a head
+    "softmax": lambda n, x: n.head(torch.softmax(n.gate(n.a(x)), 1)),
+    "power": lambda n, x: n.head(n.gate(n.a(x)) ** 2),
+    "division": lambda n, x: n.head(n.gate(n.a(x)) / (n.b(x).abs() + 1)),
+    "multiplied by one channel": lambda n, x: n.head(n.gate(n.a(x)) * n.c(x)),
+    "number added": lambda n, x: n.head(n.gate(n.a(x)) + 1),
+    "parameter": with_parameter,
+    "cat over height": lambda n, x: n.head(torch.cat([n.gate(n.a(x)), n.b(x)], 2)),
+    "cat over width": lambda n, x: n.head(torch.cat([n.gate(n.a(x)), n.b(x)], dim=-1)),
+    "layer called twice": lambda n, x: n.head(n.gate(n.a(x) + n.a(x.flip(-1)))),
+    "shared behind a gate": lambda n, x: n.head(n.d(n.gate(n.a(x))) + n.d(n.b(x))),
+    "pixel shuffle": lambda n, x: n.head2(n.shuffle(n.gate(n.a(x)))),
+    "flattened positions": lambda n, x: n.linear(n.gate(n.a(x)).flatten(2)).mean(1),
+    "other view": lambda n, x: n.head[2](n.gate(n.a(x)).view(-1, 64, 8).mean(1)),
+    "norm": lambda n, x: n.head(torch.nn.functional.normalize(n.gate(n.a(x)))),
+    "attention": lambda n, x: n.attend(n, n.gate(n.a(x))),
+}
+
+
+def attend(n, x):
+    tokens = x.flatten(2).transpose(1, 2)  # (N, positions, C)
+    queries, keys, values = n.qkv(tokens).chunk(3, dim=-1)
+    weights = torch.softmax(queries @ keys.transpose(-2, -1), dim=-1)
+    return n.head[2]((weights @ values).mean(1))
+
+
+@pytest.mark.parametrize("name", BARRIERS)
+def test_what_is_not_known_is_a_barrier(name):
+    """All channels before it stay, and the cut network computes the same."""
+    torch.manual_seed(0)
+    net = Net(
+        BARRIERS[name],
+        **{"a": nn.Conv2d(3, 8, 1), "b": nn.Conv2d(3, 8, 1), "head": head(8)},
+        **{"gate": L0Gate(8), "shuffle": nn.PixelShuffle(2), "c": nn.Conv2d(3, 1, 1)},
+        **{"d": nn.Conv2d(8, 8, 1), "head2": head(2), "linear": nn.Linear(64, 4)},
+        qkv=nn.Linear(8, 24),
+    )
+    net.attend = attend
+    net = randomise(net.double().eval())
+    for share in (0.3, 0.6):
+        set_gates(net, share)
+        assert_same(net(images()).detach(), compact(net)(images()).detach())
 
 
 def with_control_flow(n, x):
     return n.head(n.a(x) if x.sum() > 0 else n.b(x))
 
 
-REFUSED = {  # what forward does with two convolutions, a gate and a head; what the error names
-    "softmax": (lambda n, x: n.head(torch.softmax(n.a(x), 1)), "softmax"),
-    "power": (lambda n, x: n.head(n.a(x) ** 2), "pow"),
-    "division": (lambda n, x: n.head(n.a(x) / n.b(x)), "truediv"),
-    "multiplied by its mean": (lambda n, x: n.head(n.a(x) * n.c(x)), "mul.*different numbers"),
-    "number added": (lambda n, x: n.head(n.a(x) + 1), "add"),
-    "parameter": (with_parameter, "b_bias"),
-    "cat over height": (lambda n, x: n.head(torch.cat([n.a(x), n.b(x)], 2)), "cat"),
-    "cat over width": (lambda n, x: n.head(torch.cat([n.a(x), n.b(x)], dim=-1)), "cat"),
-    "cat of flattened": (lambda n, x: n.head(torch.cat([n.a(x).flatten(1)] * 2, 1)), "cat.*flat"),
-    "layer called twice": (lambda n, x: n.head(n.a(x) + n.a(x)), "a is called 2 times"),
-    "gate called twice": (lambda n, x: n.head(n.gate(n.a(x)) + n.gate(n.b(x))), "gate is called"),
-    "control flow": (with_control_flow, "Net cannot be traced.*control flow"),
+def written_into(n, x):
+    y = n.a(x)
+    y[:, 0] = 0
+    return n.head(y)
+
+
+REFUSED = {  # and what the error names
+    "control flow": (with_control_flow, r"control flow.*|test_channels.py line \d+"),
+    "written into": (written_into, r"test_channels.py line \d+, `y\[:, 0\] = 0`"),
+    "number of images": (lambda n, x: n.head(n.a(x).view(len(x), 8, 8, 8)), "number of images"),
     "two gates": (lambda n, x: n.head(n.other(n.gate(n.a(x)).relu())), "other.*gate already"),
-    "gate of another width": (
-        lambda n, x: n.head(n.gate(torch.cat([n.a(x), n.b(x)], 1))),
-        "gate.*16 channels come in",
-    ),
-    "not flattened": (lambda n, x: n.head[2](n.a(x)), "head.2.*not flattened"),
-    "pixel shuffle": (lambda n, x: n.head(n.shuffle(n.a(x))), "shuffle.*PixelShuffle"),
-    "other flattening": (lambda n, x: n.head(n.a(x).flatten(2)), "flatten"),
-    "other view": (lambda n, x: n.head(n.a(x).view(-1, 4)), "view"),
+    "gate called twice": (lambda n, x: n.head(n.gate(n.a(x)) + n.gate(n.b(x))), "gate is called"),
+    "two outputs": (lambda n, x: (n.head(n.a(x)), n.b(x)), "one tensor"),
+    "it does not run": (lambda n, x: n.head(n.head(x)), r"test_channels.py line \d+.*mat1"),
 }
 
 
 @pytest.mark.parametrize("compute, named", REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_followed_is_named(compute, named):
+def test_what_cannot_be_done_is_named(compute, named):
     net = Net(
         compute,
         **{"a": nn.Conv2d(3, 8, 1), "b": nn.Conv2d(3, 8, 1), "head": head(8)},
-        **{"gate": L0Gate(8), "other": L0Gate(8), "shuffle": nn.PixelShuffle(2)},
-        c=nn.Conv2d(3, 1, 1),
+        **{"gate": L0Gate(8), "other": L0Gate(8)},
     )
     with pytest.raises(UserError, match=named):
-        analyse(net)
+        ChannelGraph(net.eval(), images().float())
 
 
 def test_an_activation_may_be_called_twice():

@@ -1,0 +1,72 @@
+"""Operations that work in place: in the graph their results are what later operations read."""
+
+import operator
+
+import torch
+from torch import Tensor, fx, nn
+
+from sparsereg.graph.nodes import module_of, refuse
+from sparsereg.graph.operations import Kind, kind_of
+
+
+def replace_in_place(traced: fx.GraphModule) -> None:
+    """What works in place on a tensor that is read again later, later readers read from the result.
+
+    Raises:
+        UserError: part of the tensor has another name, through which the change shows too.
+    """
+    order = {node: i for i, node in enumerate(traced.graph.nodes)}
+    for node in list(traced.graph.nodes):
+        if not changes_its_input(traced, node):
+            continue
+        if node.target is operator.setitem or not node.all_input_nodes:
+            refuse(traced, node, ": it writes into a tensor")
+        changed = node.all_input_nodes[0]
+        if changed.op == "get_attr":
+            refuse(traced, node, ": it changes a parameter or buffer")
+        others = [user for user in changed.users if user is not node]
+        if shows_elsewhere(traced, changed, node) or any(
+            is_view(traced, user) and order[user] < order[node] for user in others
+        ):
+            refuse(traced, node, ": it works in place on a tensor that is read elsewhere too")
+        for user in others:
+            if order[user] > order[node]:
+                user.replace_input_with(changed, node)
+        node.target = not_in_place(node)
+
+
+def not_in_place(node: fx.Node) -> object:
+    """Its function or method without the underscore, which computes the same."""
+    name = getattr(node.target, "__name__", node.target)
+    if node.op == "call_method" and hasattr(Tensor, name.rstrip("_")):
+        return name.rstrip("_")
+    if node.op == "call_function" and name.endswith("_"):
+        known = (getattr(place, name.rstrip("_"), None) for place in (nn.functional, torch))
+        return next(filter(None, known), node.target)
+    return node.target
+
+
+def is_view(traced: fx.GraphModule, node: fx.Node) -> bool:
+    names = ("contiguous", "Identity", "Dropout", "dropout", "to", "float", "type_as")
+    module = traced.get_submodule(node.target) if node.op == "call_module" else None
+    name = type(module).__name__ if module is not None else str(node.target)
+    kind = kind_of(traced, node)
+    return kind in (Kind.MOVE, Kind.SPLIT) or name in names
+
+
+def shows_elsewhere(traced: fx.GraphModule, changed: fx.Node, by: fx.Node) -> bool:
+    """Is it a part, or another view, of a tensor that something else reads?"""
+    while is_view(traced, changed) or changes_its_input(traced, changed):
+        [source, *_] = changed.all_input_nodes
+        if any(user not in (changed, by) for user in source.users):
+            return True
+        changed = source
+    return False
+
+
+def changes_its_input(traced: fx.GraphModule, node: fx.Node) -> bool:
+    in_place = getattr(module_of(traced, node), "inplace", False) or node.kwargs.get("inplace")
+    name = getattr(node.target, "__name__", node.target)
+    named_so = node.op in ("call_method", "call_function") and name.endswith("_")
+    operators = (operator.iadd, operator.imul, operator.isub, operator.itruediv, operator.setitem)
+    return bool(in_place) or named_so or node.target in operators

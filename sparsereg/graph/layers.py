@@ -1,0 +1,178 @@
+"""What a subclass of one of torch's layers computes, found by trying: often just what torch's does,
+perhaps with an activation behind it, with another padding, or with weights that it computes."""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
+from torchvision.ops import StochasticDepth
+
+from sparsereg.errors import UserError
+from sparsereg.graph.operations import BATCH_NORMS, CONVOLUTIONS, MODULES, is_layer
+from sparsereg.model.layers import SameConv2d
+
+# by name: the library that has them need not be there
+STOCHASTIC_DEPTH = ("timm.layers.drop.DropPath",)
+LAYERS = (nn.Linear, *CONVOLUTIONS)
+
+
+def simplify(net: nn.Module) -> None:
+    """Give the layers of `net` the class of torch that computes the same. A BatchNorm behind which
+    something follows, an activation say, has that as children."""
+    for name, module in [*net.named_modules()]:
+        if type(module) in MODULES or "forward" in vars(module):
+            continue
+        kind = f"{type(module).__module__}.{type(module).__qualname__}"
+        if kind in STOCHASTIC_DEPTH and module.scale_by_keep:
+            net.set_submodule(name, StochasticDepth(module.drop_prob or 0.0, "row"))
+        elif isinstance(module, BATCH_NORMS) and (own := as_norm(module)):
+            module.__class__ = own
+        elif isinstance(module, LAYERS) and not parametrize.is_parametrized(module):
+            known = (kind for kind in plain_kinds(module) if does_the_same(module, kind.forward))
+            if own := next(known, None):
+                module.__class__ = own
+
+
+def behind(module: nn.Module) -> list[nn.Module]:
+    """What follows a BatchNorm, see `simplify`."""
+    return [*module.children()] if type(module) in BATCH_NORMS else []
+
+
+def plain_copy(net: nn.Module) -> nn.Module:
+    """A copy in eval mode, in which every weight is explicit.
+
+    Raises:
+        UserError: it cannot be copied.
+    """
+    net = copied(net).eval()
+    simplify(net)
+    for name, module in [*net.named_modules()]:
+        if is_layer(module) and type(module) not in MODULES and (plain := explicit(module)):
+            net.set_submodule(name, plain)
+    return net
+
+
+def copied(net: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(net)
+    except RuntimeError as error:  # tensors that are results, as hooks on weights leave
+        raise UserError(f"{type(net).__name__} cannot be copied: {error}") from error
+
+
+def plain_kinds(module: nn.Module) -> list[type[nn.Module]]:
+    """The layers that a subclass of one of them may be."""
+    kinds = [kind for kind in LAYERS if isinstance(module, kind)]
+    return [*kinds, SameConv2d] if isinstance(module, nn.Conv2d) else kinds
+
+
+def as_norm(module: nn.Module) -> type[nn.Module] | None:
+    """The BatchNorm that it is before its children."""
+    [own] = [k for k in BATCH_NORMS[:3] if isinstance(module, k)][:1]
+
+    def expected(norm: nn.Module, x: Tensor) -> Tensor:
+        y = own.forward(norm, x)
+        for child in norm.children():
+            y = child(y)
+        return y
+
+    return own if does_the_same(module, expected) else None
+
+
+def does_the_same(module: nn.Module, expected: Callable[[nn.Module, Tensor], Tensor]) -> bool:
+    """In training and in eval mode, for images of two sizes?"""
+    for training in (False, True):
+        for size in (0, 1):
+            first, second = (copy.deepcopy(module).double().train(training) for _ in range(2))
+            x = try_input(module, size)
+            try:
+                with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(0)
+                    got = first(x.clone())
+                    torch.manual_seed(0)
+                    wanted = expected(second, x.clone())
+            except (RuntimeError, ValueError, TypeError, AttributeError):
+                return False
+            same = isinstance(got, Tensor) and got.shape == wanted.shape
+            if not (same and torch.allclose(got, wanted, rtol=1e-10, atol=1e-12)):
+                return False
+            state = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+            if not all(torch.equal(a, b) for a, b in state):
+                return False
+    return True
+
+
+def try_input(module: nn.Module, size: int) -> Tensor:
+    """Noise that the layer can take, in double precision."""
+    generator = torch.Generator().manual_seed(0)
+    if isinstance(module, nn.Linear):
+        shape = (3, module.in_features)
+    elif isinstance(module, CONVOLUTIONS):
+        kernels = zip(module.kernel_size, module.dilation, strict=True)
+        shape = (3, module.in_channels, *((k - 1) * d + 4 + size for k, d in kernels))
+    else:
+        dims = next(n for n in (1, 2, 3) if isinstance(module, BATCH_NORMS[n - 1]))
+        shape = (3, module.num_features, *[2 + size] * dims)
+    return torch.randn(shape, dtype=torch.float64, generator=generator)
+
+
+class Calls(TorchFunctionMode):
+    """Notes the weights with which convolutions and linear layers are computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.found: list[tuple[Tensor, Tensor | None]] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func in (F.conv1d, F.conv2d, F.conv3d, F.linear):
+            bias = args[2] if len(args) > 2 else kwargs.get("bias")
+            self.found.append((args[1] if len(args) > 1 else kwargs["weight"], bias))
+        return func(*args, **kwargs)
+
+
+def explicit(module: nn.Module) -> nn.Module | None:
+    """A layer of torch that computes what this one does in eval mode, with the weights that it
+    computes (weight standardisation, `torch.nn.utils.parametrizations`, masks); None if there is
+    none."""
+    module = copy.deepcopy(module).eval()
+    try:
+        with torch.no_grad(), Calls() as calls:
+            module(try_input(module, 0).to(next(module.parameters())))
+    except (RuntimeError, ValueError, TypeError, AttributeError, StopIteration):
+        return None
+    if len(calls.found) != 1:
+        return None
+    [(weight, bias)] = calls.found
+    plain = (plain_layer(kind, module, weight, bias) for kind in plain_kinds(module))
+    return next((layer for layer in plain if does_the_same_in_eval(module, layer)), None)
+
+
+def plain_layer(
+    kind: type[nn.Module], module: nn.Module, weight: Tensor, bias: Tensor | None
+) -> nn.Module:
+    names = ("in_features", "out_features")
+    if kind is not nn.Linear:
+        names = ("in_channels", "out_channels", "kernel_size", "stride", "padding")
+        names += ("dilation", "groups", "padding_mode")
+    settings = {name: getattr(module, name) for name in names}
+    plain = kind(**settings, bias=bias is not None).to(weight)
+    with torch.no_grad():
+        plain.weight.copy_(weight)
+        if bias is not None:
+            plain.bias.copy_(bias)
+    return plain.eval()
+
+
+def does_the_same_in_eval(module: nn.Module, plain: nn.Module) -> bool:
+    for size in (0, 1):
+        x = try_input(module, size).to(next(module.parameters()))
+        with torch.no_grad():
+            a, b = module(x), plain(x)
+        tolerance = 1e-9 if x.dtype == torch.float64 else 1e-4
+        if a.shape != b.shape or not torch.allclose(a, b, rtol=tolerance, atol=tolerance):
+            return False
+    return True

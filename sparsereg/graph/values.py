@@ -1,0 +1,258 @@
+"""A tracer whose proxies know the value that they have for an example.
+
+So the code of a network may ask for shapes, and branch on them, without being refused.
+"""
+
+import inspect
+import operator
+from collections.abc import Callable, Iterator
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import (  # torch has no public name for it
+    FakeTensorMode,
+    unset_fake_temporarily,
+)
+from torch.fx.proxy import TraceError
+from torch.utils._pytree import tree_map_only
+
+from sparsereg.graph.operations import BATCH_NORMS, CONVOLUTIONS, MODULES, Kind
+
+LISTS = (torch.cat, torch.concat, torch.stack, torch.hstack, torch.vstack)
+AS_ANOTHER = {"expand_as": "expand", "view_as": "view", "reshape_as": "reshape"}
+
+
+class Value(fx.Proxy):
+    """A number, shape or tensor of the network, and its value for the example."""
+
+    def __getattr__(self, name: str) -> Any:
+        value = self.node.meta["value"]
+        if isinstance(value, Tensor):
+            if name == "shape":
+                return self.tracer.sizes(self)
+            if name in ("ndim", "requires_grad", "is_cuda", "is_nested"):
+                return getattr(value, name)
+        return super().__getattr__(name)
+
+    def __len__(self) -> int:
+        return self.tracer.length(self)
+
+    def __index__(self) -> int:
+        return self.tracer.fixed(self)
+
+    def __int__(self) -> int:
+        return int(self.tracer.fixed(self))
+
+    def __float__(self) -> float:
+        return float(self.tracer.fixed(self))
+
+    def __ceil__(self) -> int:
+        return self.tracer.fixed(self).__ceil__()
+
+    def __floor__(self) -> int:
+        return self.tracer.fixed(self).__floor__()
+
+    def __trunc__(self) -> int:
+        return self.tracer.fixed(self).__trunc__()
+
+    def __round__(self, digits: int | None = None) -> float:
+        return round(self.tracer.fixed(self), digits)
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
+class ValueTracer(fx.Tracer):
+    """Records the one call `net(example)`, with the defaults of every other argument.
+
+    Args:
+        example: images; only their shape and dtype count.
+        is_leaf: modules that are recorded as one operation.
+        behind: for a leaf, the children through which its result goes, to be recorded after it.
+
+    Attributes:
+        decided: has a number, that of an image's size say, decided what was recorded?
+    """
+
+    record_stack_traces = True  # for messages
+
+    def __init__(
+        self,
+        example: Tensor,
+        is_leaf: Callable[[nn.Module, str], bool],
+        behind: Callable[[nn.Module], list[nn.Module]],
+    ):
+        super().__init__(param_shapes_constant=False)
+        self.leaf, self.behind = is_leaf, behind
+        self.fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self.example = self.fake.from_tensor(example)
+        self.running = False  # an operation, to know its value
+        self.decided = False
+
+    # What is recorded
+
+    def create_args_for_root(self, root_fn, is_module, concrete_args=None):
+        name = [*inspect.signature(inspect.unwrap(root_fn)).parameters][1]
+        return root_fn, [self.root, self.create_proxy("placeholder", name, (), {})]
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return self.leaf(module, name)
+
+    def call_module(self, m, forward, args, kwargs):
+        if self.running:
+            return forward(*args, **kwargs)
+        result = super().call_module(m, forward, args, kwargs)
+        for part in self.behind(m):
+            result = part(result)
+        return result
+
+    def getattr(self, attr, attr_val, parameter_proxy_cache):
+        if self.running:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def proxy(self, node: fx.Node) -> Value:
+        return Value(node, self)
+
+    def create_proxy(self, kind, target, args, kwargs, *others, **more):
+        if target is torch._assert:
+            return None
+        if kind == "call_function" and isinstance(target, FunctionType) and is_theirs(target):
+            return target(*args, **kwargs)  # which torch.fx.wrap has kept whole
+        if target is operator.pow:
+            if not any(is_tensor(a) for a in args):
+                return operator.pow(
+                    *(self.fixed(a) if isinstance(a, fx.Proxy) else a for a in args)
+                )
+            target = torch.pow
+        if kind == "call_method" and target in ("dim", "ndimension", "is_contiguous"):
+            return getattr(args[0].node.meta["value"], target)(*args[1:])
+        if kind == "call_method" and target == "size" and len(args) == 1 and not kwargs:
+            return self.sizes(args[0])
+        if kind == "call_method" and target in AS_ANOTHER:  # with its sizes instead
+            target, args = AS_ANOTHER[target], (args[0], *self.sizes(args[1]))
+        if target in LISTS and isinstance(args[0], fx.Proxy):
+            args = ([*args[0]], *args[1:])
+        return super().create_proxy(kind, target, args, kwargs, *others, **more)
+
+    def create_node(self, kind, target, args, kwargs, *others, **more):
+        node = super().create_node(kind, target, args, kwargs, *others, **more)
+        if kind != "output":
+            node.meta["value"] = self.run(node)
+        return node
+
+    # What it is for the example
+
+    def run(self, node: fx.Node) -> Any:
+        if node.op == "placeholder":
+            return self.example
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["value"])
+        self.running = True
+        try:
+            with self.fake, torch.no_grad():
+                if node.op == "get_attr":
+                    return self.fake.from_tensor(operator.attrgetter(node.target)(self.root))
+                if node.op == "call_module":
+                    return self.module_result(node.target, args, kwargs)
+                if node.op == "call_method":
+                    return getattr(args[0], node.target)(*args[1:], **kwargs)
+                return node.target(*args, **kwargs)
+        finally:
+            self.running = False
+
+    def module_result(self, name: str, args: tuple, kwargs: dict) -> Any:
+        module = self.root.get_submodule(name)
+        simple = len(args) == 1 and not kwargs and isinstance(args[0], Tensor)
+        if simple and (shape := known_shape(module, args[0])):
+            return args[0].new_empty(shape)  # which torch takes long to find out
+        try:
+            return in_eval_mode(module, args, kwargs)
+        except (RuntimeError, TypeError):  # its code looks at values: then with some
+            with unset_fake_temporarily():
+                args, kwargs = tree_map_only(Tensor, zeros_like, (args, kwargs))
+                result = in_eval_mode(module, args, kwargs)
+            return tree_map_only(Tensor, self.fake.from_tensor, result)
+
+    def sizes(self, tensor: fx.Proxy) -> tuple[fx.Proxy, ...]:
+        count = tensor.node.meta["value"].dim()
+        sizes = ((tensor, i) for i in range(count))
+        return tuple(self.create_proxy("call_method", "size", args, {}) for args in sizes)
+
+    def length(self, obj: fx.Proxy) -> int:
+        value = obj.node.meta["value"]
+        if isinstance(value, Tensor):
+            return self.fixed(self.create_proxy("call_method", "size", (obj, 0), {}))
+        return len(value)
+
+    def fixed(self, obj: fx.Proxy) -> Any:
+        value = obj.node.meta["value"]
+        if isinstance(value, Tensor):
+            raise TraceError("its control flow depends on the values of tensors")
+        self.decided = True
+        return value
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        return bool(self.fixed(obj))
+
+    def iter(self, obj: fx.Proxy) -> Iterator[fx.Proxy]:
+        return iter([obj[i] for i in range(self.length(obj))])
+
+
+def known_shape(module: nn.Module, x: Tensor) -> tuple[int, ...] | None:
+    """That of the result of some of torch's layers.
+
+    Raises:
+        RuntimeError: it cannot take this tensor.
+    """
+    kind = type(module)
+    if kind in BATCH_NORMS:
+        check_width(module, x, 1, module.num_features)
+        return x.shape
+    if kind is nn.Linear:
+        check_width(module, x, -1, module.in_features)
+        return (*x.shape[:-1], module.out_features)
+    if kind in CONVOLUTIONS and x.dim() == module.weight.dim():
+        check_width(module, x, 1, module.in_channels)
+        return None if isinstance(module.padding, str) else conv_shape(module, x)
+    same = (Kind.SCALE, Kind.ZERO, Kind.CONSTANT, Kind.GATE)
+    return x.shape if MODULES.get(kind) in same else None
+
+
+def check_width(module: nn.Module, x: Tensor, axis: int, expected: int) -> None:
+    if x.shape[axis] != expected:
+        raise RuntimeError(f"{module} reads a tensor of {tuple(x.shape)}")
+
+
+def conv_shape(conv: nn.Module, x: Tensor) -> tuple[int, ...] | None:
+    settings = zip(conv.kernel_size, conv.padding, conv.stride, conv.dilation, strict=True)
+    sizes = [
+        (n + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+        for n, (kernel, padding, stride, dilation) in zip(x.shape[2:], settings, strict=True)
+    ]
+    return (len(x), conv.out_channels, *sizes) if min(sizes) > 0 else None
+
+
+def is_theirs(function: FunctionType) -> bool:
+    return not (function.__module__ or "").startswith("torch.")
+
+
+def is_tensor(value: Any) -> bool:
+    return isinstance(value, fx.Proxy) and isinstance(value.node.meta["value"], Tensor)
+
+
+def zeros_like(tensor: Tensor) -> Tensor:
+    return torch.zeros(tensor.shape, dtype=tensor.dtype)
+
+
+def in_eval_mode(module: nn.Module, args: tuple, kwargs: dict) -> Any:
+    """Its result where it changes no statistics, which has the same shape."""
+    modes = {part: part.training for part in module.modules()}
+    try:
+        for part in modes:
+            part.training = False
+        return module.forward(*args, **kwargs)
+    finally:
+        for part, training in modes.items():
+            part.training = training

@@ -1,0 +1,16 @@
+"""Multiply-adds of convolutions and linear layers; not of attention's products of two tensors."""
+
+from collections.abc import Callable
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+COUNTED = (torch.ops.aten.convolution, torch.ops.aten.mm, torch.ops.aten.addmm)
+
+
+def count_macs(compute: Callable[[], object]) -> int:
+    """Those of what is computed, for all images together."""
+    with FlopCounterMode(display=False) as flops, torch.no_grad():
+        compute()
+    found = flops.get_flop_counts().get("Global", {})
+    return sum(found.get(operation, 0) for operation in COUNTED) // 2

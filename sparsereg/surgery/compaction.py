@@ -1,0 +1,102 @@
+"""Cuts the closed channels out of a gated network.
+
+Why not torch-pruning (1.6.1): it does not empty a branch (`check_pruning_group` refuses; forced, it
+leaves a convolution with 0 outputs that cannot run), and it knows no gates between 0 and 1.
+"""
+
+import torch
+from torch import Tensor, fx, nn
+
+from sparsereg.errors import UserError
+from sparsereg.graph.channels import ChannelGraph
+from sparsereg.graph.layers import copied, plain_copy
+from sparsereg.model.basic_l0_blocks import deterministic_gate
+from sparsereg.surgery.cut import cut
+
+EXACT = {torch.float64: 1e-6}  # of the largest logit
+NEARLY = 1e-3  # in single precision; what is farther off is tried again in double precision
+
+
+def compact(net: nn.Module, round_to: int = 1) -> fx.GraphModule:
+    """The network that `net` is in eval mode, without its closed channels and without gates.
+
+    Every closed channel is gone: from the layer that makes it, its BatchNorm, and the layers that
+    read it. A branch whose channels are all closed is gone with all its layers. Gates between 0
+    and 1 are multiplied into weights. Names of layers and parameters stay.
+
+    Args:
+        net: network with `L0Gate` layers, or without; not changed.
+        round_to: keep so many closed channels, as zeros, that each gate layer keeps a multiple of
+            `round_to`, or all of its channels, or none.
+
+    Returns:
+        The network in eval mode; it can be trained further.
+
+    Raises:
+        Collapsed: the image no longer reaches the output.
+        UserError: the network cannot be traced; or the cut network computes something else, which
+            it is tried for on noise.
+        ValueError: `round_to` is no whole number of at least 1.
+    """
+    if not isinstance(round_to, int) or round_to < 1:
+        raise ValueError(f"round_to must be a whole number of at least 1, got {round_to}")
+    small = cut_closed(net, round_to)
+    compare_cut(net, small, round_to)
+    return small
+
+
+def cut_closed(net: nn.Module, round_to: int = 1) -> fx.GraphModule:
+    """`compact` without its last comparison."""
+    channels = ChannelGraph(plain_copy(net))
+    values = {
+        name: deterministic_gate(gate.qz_loga.detach())
+        for name, gate in channels.gate_layers.items()
+    }
+    kept = {name: round_up(value > 0, round_to) for name, value in values.items()}
+    return cut(channels, values, kept)
+
+
+def without_gates(net: nn.Module) -> fx.GraphModule:
+    """The dense network: all channels of `net`, every gate 1; in eval mode, `net` not changed."""
+    channels = ChannelGraph(plain_copy(net))
+    gates = channels.gate_layers.items()
+    ones = {name: torch.ones_like(gate.qz_loga.detach()) for name, gate in gates}
+    return cut(channels, ones, {name: one > 0 for name, one in ones.items()})
+
+
+def round_up(is_open: Tensor, multiple: int) -> Tensor:
+    """`is_open` with the first closed channels added up to a multiple, unless all are closed."""
+    wanted = -(-int(is_open.sum()) // multiple) * multiple
+    order = torch.argsort(is_open.int(), descending=True, stable=True)  # open ones first
+    kept = torch.zeros_like(is_open)
+    kept[order[:wanted]] = True
+    return kept
+
+
+def compare_cut(net: nn.Module, small: fx.GraphModule, round_to: int) -> None:
+    """Raise UserError unless `small` computes what `net` does, on noise."""
+    net = copied(net).eval()
+    weight = next((p for p in net.parameters()), torch.zeros(0))
+    if difference(net, small, weight) <= EXACT.get(weight.dtype, NEARLY):
+        return
+    net = net.cpu().double()
+    if difference(net, cut_closed(net, round_to), next(net.parameters())) > EXACT[torch.float64]:
+        raise UserError(
+            f"the cut {type(net).__name__} computes something else: something in it is not what it "
+            "seems. Exclude layers (exclude=…) until it does, and please report the network"
+        )
+
+
+@torch.no_grad()
+def difference(net: nn.Module, other: fx.GraphModule, like: Tensor) -> float:
+    """The largest, relative to the largest output; 0 where there is nothing to compare."""
+    images = noise(other.meta["image_shape"]).to(like)
+    expected = net(images)
+    if not expected.isfinite().all() or not expected.any():
+        return 0.0
+    return ((other(images) - expected).abs().max() / expected.abs().max()).item()
+
+
+def noise(image_shape: tuple[int, ...]) -> Tensor:
+    """Three images, always the same."""
+    return torch.randn(3, *image_shape, generator=torch.Generator().manual_seed(0))

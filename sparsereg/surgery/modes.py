@@ -1,0 +1,109 @@
+"""One graph for training and for eval mode."""
+
+import torch
+from torch import Tensor, fx, nn
+
+from sparsereg.errors import UserError
+from sparsereg.graph.layers import simplify
+from sparsereg.graph.nodes import refuse
+from sparsereg.graph.tracing import (
+    DROPOUTS,
+    check_hooks,
+    example_for,
+    hold_shape,
+    record,
+    same_elsewhere,
+    signature,
+)
+
+
+def trace_both_modes(net: nn.Module, example: Tensor | None) -> tuple[fx.GraphModule, Tensor]:
+    """The graph of `net`, a private copy, in training, and the example; what the eval mode does
+    otherwise is done by modules that know their mode. It leaves `net` in eval mode, in which no
+    weight changes by being looked at.
+
+    A module that records another graph in eval mode, or changes its buffers, becomes one operation.
+
+    Raises:
+        UserError: the network itself does so.
+    """
+    check_hooks(net)
+    simplify(net)
+    images = example_for(net, example)
+    opaque: set[str] = set()
+    while True:
+        versions = {name: (buffer, buffer._version) for name, buffer in net.named_buffers()}
+        evaluated, _ = record(net.eval(), images, opaque)
+        trained, decided = record(net.train(), torch.cat([images, images[:1]]), opaque)
+        found = changed_buffer(net, versions) or differences(evaluated, trained)
+        if not found:
+            break
+        if found.keys() <= opaque | {""}:
+            why = "; ".join(found.values())
+            raise UserError(f"{type(net).__name__} does something else in training: {why}")
+        opaque |= found.keys() - {""}
+    use_dropout_layers(net, evaluated, trained)
+    if decided and not same_elsewhere(net, torch.cat([images, images[:1]]), trained):
+        net.add_module(*hold_shape(trained, images))
+    return trained.eval(), images
+
+
+def changed_buffer(net: nn.Module, versions: dict) -> dict[str, str]:
+    """The modules, and why: their code has changed a buffer while it was recorded."""
+    found = {}
+    for name, buffer in net.named_buffers():
+        known = versions.get(name)
+        if known is not None and (known[0] is not buffer or known[1] != buffer._version):
+            found[name.rpartition(".")[0]] = f"it changes the buffer {name}"
+    return found
+
+
+def differences(evaluated: fx.GraphModule, trained: fx.GraphModule) -> dict[str, str]:
+    """The innermost modules in which the graphs differ, and an operation of each: all of them, or
+    the first one if behind that the graphs are no longer alike."""
+    pairs = zip(signature(evaluated), signature(trained), trained.graph.nodes, strict=False)
+    found: dict[str, str] = {}
+    alike = len(evaluated.graph.nodes) == len(trained.graph.nodes)
+    for ours, theirs, node in pairs:
+        if ours != theirs:
+            found.setdefault(owner_of(node), node.format_node() or str(node))
+            if not alike:
+                return found
+    return found if found or alike else {"": "it has other operations"}
+
+
+def owner_of(node: fx.Node) -> str:
+    """The module whose code has called it, "" for the network itself."""
+    stack = [name for name, _ in (node.meta.get("nn_module_stack") or {}).values()]
+    if node.op == "call_module":
+        stack = stack[:-1]
+    return stack[-1] if stack else ""
+
+
+def use_dropout_layers(net: nn.Module, evaluated: fx.GraphModule, trained: fx.GraphModule) -> None:
+    """`F.dropout(x, p, self.training)` would keep the mode in which it was traced: a layer in the
+    module that calls it has its mode."""
+    for before, node in zip(evaluated.graph.nodes, [*trained.graph.nodes], strict=True):
+        if node.target not in DROPOUTS:
+            continue
+        in_eval, in_training = is_active(before), is_active(node)
+        if in_eval:
+            refuse(trained, node, ": it is random in eval mode")
+        source = node.args[0] if node.args else node.kwargs["input"]
+        if in_training:
+            p = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
+            owner = owner_of(node)
+            name = f"{owner}.{node.name}".lstrip(".")
+            layer = DROPOUTS[node.target](p)
+            net.get_submodule(owner).add_module(node.name, layer)
+            trained.add_submodule(name, layer)
+            with trained.graph.inserting_before(node):
+                source = trained.graph.call_module(name, (source,))
+            source.meta["value"] = node.meta["value"]
+        node.replace_all_uses_with(source)
+        trained.graph.erase_node(node)
+    trained.recompile()
+
+
+def is_active(dropout: fx.Node) -> bool:
+    return dropout.args[2] if len(dropout.args) > 2 else dropout.kwargs.get("training", True)

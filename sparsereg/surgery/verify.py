@@ -1,0 +1,74 @@
+"""Does a network with gates, and a cut one, compute what it should? A last look before it is used.
+
+Nothing in the analysis should ever make this fail; it is for what nobody has thought of.
+"""
+
+import copy
+from contextlib import suppress
+
+import torch
+from torch import Tensor, nn
+
+from sparsereg.errors import UserError
+from sparsereg.graph.unreached import Collapsed
+from sparsereg.model.basic_l0_blocks import gate_layers
+from sparsereg.model.gated import GatedNetwork
+from sparsereg.sparsity.cost import ExpectedCost
+from sparsereg.surgery.compaction import cut_closed, noise
+
+EXACT = {torch.float64: 1e-6, torch.float32: 1e-3}  # of the largest logit
+OPEN, PARTLY, CLOSED = 10.0, 0.5, -10.0  # ln α of gates that are 1, 0.65 and 0
+
+
+def verify(net: nn.Module, gated: GatedNetwork) -> dict[str, float]:
+    """Raise UserError unless the gated network with open gates computes what `net` does, and the
+    cut one what the gated one does with every other gate closed.
+
+    Returns the highest sparsity that the gates can reach, of parameters and of multiply-adds."""
+    images = noise(tuple(gated.example.shape[1:])).to(gated.example)
+    net, trial, dtype = in_double(net, gated, images)
+    images = images.to(dtype)
+    with torch.no_grad():
+        set_gates(trial, OPEN, OPEN)
+        expected = net(images)
+        check_logits(net, expected)
+        compare(expected, trial(images), f"{type(net).__name__} with open gates", dtype)
+        set_gates(trial, PARTLY, CLOSED)
+        with suppress(Collapsed):  # by gates that are alone in their layer
+            compare(trial(images), cut_closed(trial)(images), f"{type(net).__name__}, cut,", dtype)
+    cost = ExpectedCost(gated, tuple(gated.example.shape[1:]))
+    return {name: cost.highest_sparsity(name, 1) for name in ("params", "macs")}
+
+
+def in_double(
+    net: nn.Module, gated: GatedNetwork, images: Tensor
+) -> tuple[nn.Module, GatedNetwork, torch.dtype]:
+    """Copies in double precision and eval mode, if the code allows that."""
+    pair = [copy.deepcopy(n).cpu().eval() for n in (net, gated)]
+    try:
+        pair = [n.double() for n in pair]
+        with torch.no_grad():
+            pair[0](images.double().cpu())
+        return (*pair, torch.float64)
+    except (RuntimeError, TypeError):  # it makes tensors of single precision itself
+        return (*(n.float() for n in pair), torch.float32)
+
+
+def set_gates(net: nn.Module, even: float, odd: float) -> None:
+    for gate in gate_layers(net).values():
+        gate.qz_loga[::2], gate.qz_loga[1::2] = even, odd
+
+
+def check_logits(net: nn.Module, logits: object) -> None:
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise UserError(f"{type(net).__name__} must give logits (N, classes), not {shape}")
+
+
+def compare(expected: Tensor, found: Tensor, what: str, dtype: torch.dtype) -> None:
+    error = ((found - expected).abs().max() / expected.abs().max()).item()
+    if not error <= EXACT[dtype]:
+        raise UserError(
+            f"{what} differs by {error:.1e} of the largest logit: something in it is not what it "
+            "seems. Exclude layers (exclude=…) until it does not, and please report the network"
+        )
