@@ -43,7 +43,7 @@ def test_every_line(tmp_path, monkeypatch, capsys):
     net, small, image_shape = names["net"], names["small"], names["data"].image_shape
     sizes = [count(n, image_shape)["macs"] for n in (names["YourNetwork"](2), small)]
     assert 0.39 < sizes[1] / sizes[0] < 0.41
-    assert list(gate_layers(net)) == ["expand.0", "last.0"]
+    assert list(gate_layers(net)) == ["expand.0", "last.0", "stem.0"]
     accuracy = (names["logits"].argmax(1) == names["labels"].numpy()).mean()
     assert accuracy >= 0.75
     assert (tmp_path / "compact.onnx").exists()
@@ -52,8 +52,8 @@ def test_every_line(tmp_path, monkeypatch, capsys):
 def test_the_printed_table_is_the_one_on_the_page():
     names: dict = {}
     exec(BLOCKS[1].replace("len(data.classes)", "2"), names)
-    _, places = place_gates(names["net"])
+    _, places = place_gates(names["net"], coupled=True)
     for place in places:
-        row = f"│ {place.layer:<10} │ {place.width:<8} │"
+        row = f"│ {place.layer:<10} │ {place.channels or place.width:<8} │"
         assert row in PAGE, row
         assert place.why_not is None or place.why_not in PAGE

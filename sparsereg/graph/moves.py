@@ -8,7 +8,7 @@ import operator
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from sparsereg.graph.nodes import Flow
@@ -103,11 +103,17 @@ def follow(
         return None
     order, axis, repeat = place
     is_split = not before or (len(before) == 1 and last.target is operator.getitem)
-    if is_split and torch.equal(order, torch.arange(flow.width)):
+    if is_split and not is_shuffle(traced, last) and torch.equal(order, torch.arange(flow.width)):
         return Move(order, axis, repeat, stays=True)
     if len(order.unique()) != len(order) or repeat != flow.repeat:
         return None
     return chosen(traced, steps, flow, shape, Move(order, axis, repeat, stays=False))
+
+
+def is_shuffle(traced: fx.GraphModule, node: fx.Node) -> bool:
+    """Does it need a number of channels that can be divided?"""
+    module = traced.get_submodule(node.target) if node.op == "call_module" else node.target
+    return isinstance(module, nn.ChannelShuffle) or module is torch.channel_shuffle
 
 
 def chosen(

@@ -177,7 +177,7 @@ def table_of(places: list[Place]) -> Table:
     for place in places:
         gates = place.width if place.why_not is None else 0
         label = f"inputs of {place.layer}" if place.is_input else place.layer
-        note = f"shared with {len(place.goes)} layers" if place.goes else ""
+        note = f"shared by {1 + len(place.goes)} layers" if place.goes else ""
         table.add_row(label, str(place.channels or place.width), str(gates), place.why_not or note)
     table.add_row("all", "", str(sum(p.width for p in places if p.why_not is None)), "")
     return table
