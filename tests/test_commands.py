@@ -178,10 +178,11 @@ def test_python(page, tmp_path, monkeypatch):
     torch.manual_seed(0)
     layers = (nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten())
     net = nn.Sequential(*layers, nn.LazyLinear(5))
-    images, labels = torch.randn(2, 3, 8, 8), torch.tensor([0, 3])
+    images, labels = torch.randn(2, 3, 32, 32), torch.tensor([0, 3])
     net(images)  # the last layer now knows its width
     names = {"net": net, "images": images, "labels": labels, "criterion": nn.CrossEntropyLoss()}
-    names |= {"names": [*"abcde"], "mean": 3 * [0.5], "std": 3 * [0.5], "image_shape": (3, 8, 8)}
+    names |= {"names": [*"abcde"], "mean": 3 * [0.5], "std": 3 * [0.5], "image_shape": (3, 32, 32)}
+    names["steps"] = 100
     monkeypatch.chdir(tmp_path)
     shown = blocks((ROOT / page).read_text(encoding="utf-8"), "python")
     [block] = [block for block in shown if "import sparsereg\n" in block]

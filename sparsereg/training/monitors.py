@@ -120,7 +120,7 @@ class EpochLine(pl.Callback):
                 shown[f"actual_sparsity/{objective.cost}"] = (objective.cost, ".3f")
             shown["lambda_l0"] = ("λ", ".3g")
         logged, last = trainer.callback_metrics, trainer.max_epochs
-        parts = [f"epoch {trainer.current_epoch + 1:{len(str(last))}}/{last}"]
+        parts = [f"epoch {trainer.current_epoch + 1}/{last}"]
         for key, (name, style) in shown.items():
             if key in logged:
                 parts.append(f"{name} {logged[key]:{style}}")
