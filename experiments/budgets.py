@@ -113,8 +113,9 @@ class Budgets:
     def int8(self) -> None:
         asked = "cost=params", f"target_sparsity={INT8}"
         small = ROOT / checkpoint(train(self.folder("int8"), *self.gated, *asked))
+        images = [setting for setting in self.settings if setting.startswith("data.root=")]
         for path in (Path(self.dense), small):
-            command = [sys.executable, "compact.py", f"ckpt_path={path}", "int8=true"]
+            command = [sys.executable, "compact.py", f"ckpt_path={path}", "int8=true", *images]
             subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
             report = json.loads(
                 (path.with_name(f"{path.stem}_compact") / "report.json").read_text()

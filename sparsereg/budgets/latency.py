@@ -18,7 +18,10 @@ from sparsereg.sparsity.cost import ExpectedCost
 from sparsereg.sparsity.selection import polarise
 
 VECTOR = 16  # the most channels that a processor takes at once
-STEPS = (*range(8, 129, 8), *range(160, 513, 32), *range(640, 1 << 14, 128))  # of vector widths
+STEPS = (  # widths that are measured, where layers are wide enough
+    *(*range(8, 129, 8), *range(160, 513, 32)),
+    *(640, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288),
+)
 
 
 class ExpectedLatency(ExpectedCost):
@@ -74,9 +77,8 @@ class ExpectedLatency(ExpectedCost):
 
     def calibrate(self, net: nn.Module) -> None:
         """Fit what whole networks take to the sum over their layers."""
-        half = torch.cat(
-            [(torch.arange(len(g.qz_loga)) % 2 == 0) for g in gate_layers(net).values()]
-        )
+        widths = [len(gate.qz_loga) for gate in gate_layers(net).values()]
+        half = torch.cat([torch.arange(width) % 2 == 0 for width in widths])
         opened = {"dense": torch.ones(self.num_gates, dtype=torch.bool), "half": half}
         measured = self.time({name: with_gates(net, gates) for name, gates in opened.items()})
         sums = {name: self.count(gates)["latency"] for name, gates in opened.items()}

@@ -23,7 +23,7 @@ SETTINGS = [  # command line, what the line must say
     ("target_sparsity=1", ["target_sparsity=1"]),
     ("target_sparsity=60", ["target_sparsity=60", "0.6"]),
     ("target_sparsity=half", ["target_sparsity=half"]),
-    ("cost=latency", ["cost=latency", "channels, params, macs"]),
+    ("cost=seconds", ["cost=seconds", "channels, params, macs"]),
     ("lambda_warmup=-1", ["lambda_warmup=-1", "at least 0"]),
     ("min_open_channels=-1", ["min_open_channels=-1"]),
     ("gate_reductions=maybe", ["gate_reductions=maybe", "true or false"]),
