@@ -75,7 +75,7 @@ MODULES = {  # exactly these types: a subclass may compute something else
     **rows(Kind.MIX, nn.Linear, *CONVOLUTIONS, SameConv2d),  # or AFFINE, if depthwise, or GROUPED
     **rows(Kind.GATE, L0Gate, SharedGates),
     **rows(Kind.BARRIER, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm2d, nn.LocalResponseNorm),
-    **rows(Kind.BARRIER, nn.PReLU, nn.ConvTranspose2d),
+    **rows(Kind.BARRIER, nn.PReLU, nn.ConvTranspose2d, nn.MultiheadAttention),
 }
 F, T, OP = "torch.nn.functional.", "torch.", "_operator."
 

@@ -4,6 +4,7 @@ So the code of a network may ask for shapes, and branch on them, without being r
 """
 
 import inspect
+import logging
 import operator
 from collections.abc import Callable, Iterator
 from types import FunctionType
@@ -90,6 +91,15 @@ class ValueTracer(fx.Tracer):
         self.example = self.fake.from_tensor(example)
         self.running = False  # an operation, to know its value
         self.decided = False
+
+    def trace(self, root: nn.Module) -> fx.Graph:
+        log = logging.getLogger("torch._subclasses.fake_tensor")  # of errors that are raised too
+        level = log.level
+        log.setLevel(logging.CRITICAL)
+        try:
+            return super().trace(root)
+        finally:
+            log.setLevel(level)
 
     # What is recorded
 
