@@ -132,6 +132,8 @@ class ValueTracer(fx.Tracer):
             return None
         if kind == "call_function" and isinstance(target, FunctionType) and is_theirs(target):
             return target(*args, **kwargs)  # which torch.fx.wrap has kept whole
+        if getattr(target, "__module__", "") == "math":
+            return target(*map(self.number, args))
         if target is operator.pow:
             if not any(is_tensor(a) for a in args):
                 return operator.pow(
