@@ -81,7 +81,10 @@ def new_network(
     if without_using_gate:
         return net
     settings = droprate_init, include, exclude, temperature, sampling, gate_inputs, coupled
-    example = None if image_shape is None else torch.zeros(1, *image_shape)
+    example = None
+    if image_shape is not None:
+        check_takes(net, tuple(image_shape))
+        example = torch.zeros(1, *image_shape)
     gated, _ = place_gates(net, *settings, example)
     return gated
 

@@ -75,7 +75,7 @@ MODULES = {  # exactly these types: a subclass may compute something else
     **rows(Kind.MIX, nn.Linear, *CONVOLUTIONS, SameConv2d),  # or AFFINE, if depthwise, or GROUPED
     **rows(Kind.GATE, L0Gate, SharedGates),
     **rows(Kind.BARRIER, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm2d, nn.LocalResponseNorm),
-    **rows(Kind.BARRIER, nn.PReLU, nn.ConvTranspose2d),
+    **rows(Kind.BARRIER, nn.PReLU, nn.ConvTranspose2d, nn.MultiheadAttention),
 }
 F, T, OP = "torch.nn.functional.", "torch.", "_operator."
 
@@ -112,7 +112,7 @@ FUNCTIONS = {  # by name, because some of torch's functions do not know theirs
     **named(F, Kind.BARRIER, "conv1d conv2d conv3d normalize log_softmax unfold"),
     **named(T, Kind.BARRIER, "softmax matmul bmm baddbmm einsum pow var var_mean std rsqrt"),
     **named(T, Kind.BARRIER, "maximum minimum max min where log norm cumsum"),
-    **named(OP, Kind.BARRIER, "matmul floordiv mod"),
+    **named(OP, Kind.BARRIER, "matmul floordiv mod eq ne lt le gt ge"),
 }
 METHODS = {
     **named("", Kind.SCALE, "relu relu_ abs neg clone float double half type_as to"),
@@ -125,7 +125,9 @@ METHODS = {
     **named("", Kind.MOVE, "flatten view reshape permute transpose squeeze unsqueeze expand"),
     **named("", Kind.MOVE, "narrow select roll flip repeat movedim swapaxes contiguous"),
     **named("", Kind.SIZE, "size"),
-    **named("", Kind.BARRIER, "softmax matmul bmm pow var std rsqrt max min norm cumsum"),
+    **named(
+        "", Kind.BARRIER, "softmax matmul bmm pow var std rsqrt max min norm cumsum masked_fill"
+    ),
 }
 NAMES: dict[object, str] = {}
 for _name in FUNCTIONS:

@@ -147,6 +147,7 @@ def record(net: nn.Module, example: Tensor, opaque: set[str] | None) -> tuple[fx
             opaque.add(name)
     for node in graph.nodes:
         node.meta["value"] = without_data(node.meta.get("value"))
+        node.meta.pop("is_wrapped", None)  # torch.fx would wrap torch's own functions
     check_names(graph)
     keep_constants(net, graph)
     traced = fx.GraphModule(net, graph)
@@ -167,6 +168,8 @@ def open_up(traced: fx.GraphModule) -> None:
         module = module_of(traced, node)
         if module is None or type(module) in MODULES or is_layer(module):
             continue
+        if module.__module__.startswith("torch.nn"):
+            continue  # whole, in training too
         if len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], fx.Node):
             refuse(traced, node, ": its code looks at values, and it reads several tensors")
         value = node.args[0].meta["value"]

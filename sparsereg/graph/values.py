@@ -4,6 +4,7 @@ So the code of a network may ask for shapes, and branch on them, without being r
 """
 
 import inspect
+import logging
 import operator
 from collections.abc import Callable, Iterator
 from types import FunctionType
@@ -16,11 +17,12 @@ from torch._subclasses.fake_tensor import (  # torch has no public name for it
     unset_fake_temporarily,
 )
 from torch.fx.proxy import TraceError
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_map, tree_map_only
 
 from sparsereg.graph.operations import BATCH_NORMS, CONVOLUTIONS, MODULES, Kind
 
 LISTS = (torch.cat, torch.concat, torch.stack, torch.hstack, torch.vstack)
+NEW = ("new_zeros", "new_ones", "new_full")  # tensors that the code may write into
 AS_ANOTHER = {"expand_as": "expand", "view_as": "view", "reshape_as": "reshape"}
 
 
@@ -91,6 +93,15 @@ class ValueTracer(fx.Tracer):
         self.running = False  # an operation, to know its value
         self.decided = False
 
+    def trace(self, root: nn.Module) -> fx.Graph:
+        log = logging.getLogger("torch._subclasses.fake_tensor")  # of errors that are raised too
+        level = log.level
+        log.setLevel(logging.CRITICAL)
+        try:
+            return super().trace(root)
+        finally:
+            log.setLevel(level)
+
     # What is recorded
 
     def create_args_for_root(self, root_fn, is_module, concrete_args=None):
@@ -121,6 +132,8 @@ class ValueTracer(fx.Tracer):
             return None
         if kind == "call_function" and isinstance(target, FunctionType) and is_theirs(target):
             return target(*args, **kwargs)  # which torch.fx.wrap has kept whole
+        if getattr(target, "__module__", "") == "math":
+            return target(*map(self.number, args))
         if target is operator.pow:
             if not any(is_tensor(a) for a in args):
                 return operator.pow(
@@ -131,6 +144,10 @@ class ValueTracer(fx.Tracer):
             return getattr(args[0].node.meta["value"], target)(*args[1:])
         if kind == "call_method" and target == "size" and len(args) == 1 and not kwargs:
             return self.sizes(args[0])
+        if kind == "call_method" and target in NEW:
+            like = torch.empty(0, dtype=args[0].node.meta["value"].dtype)
+            rest, named = tree_map(self.number, (args[1:], dict(kwargs)))
+            return getattr(like, target)(*rest, **named)
         if kind == "call_method" and target in AS_ANOTHER:  # with its sizes instead
             target, args = AS_ANOTHER[target], (args[0], *self.sizes(args[1]))
         if target in LISTS and isinstance(args[0], fx.Proxy):
@@ -192,6 +209,9 @@ class ValueTracer(fx.Tracer):
             raise TraceError("its control flow depends on the values of tensors")
         self.decided = True
         return value
+
+    def number(self, value: Any) -> Any:
+        return self.fixed(value) if isinstance(value, fx.Proxy) else value
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         return bool(self.fixed(obj))

@@ -42,7 +42,7 @@ def insert_gates(
     and depthwise convolution, if the gate behind them is all that other layers read them through;
     and channels of residual streams, concatenations and groups, which several layers write and
     read, with a gate that they share (`coupling`). It ends with a comparison of the gated and of a
-    cut network with `net` itself, on noise like the example.
+    cut network with `net` itself, on the example and noise like it.
     Names of parameters stay: state dicts of `net` fit, but for the `gates.….qz_loga`.
 
     Args:
@@ -59,9 +59,11 @@ def insert_gates(
         UserError: names what of the network, with its line, cannot be traced or followed; or a
             pattern that fits no layer.
     """
+    if not isinstance(example, Tensor):
+        raise UserError("insert_gates(net, example): images that the network takes, (N, C, H, W)")
     settings = droprate_init, include, exclude, temperature, sampling, gate_inputs
     gated, places = place_gates(net, *settings, coupled, example)
-    reach = verify(net, gated)
+    reach = verify(net, gated, example)
     if show:
         Console().print(table_of(places))
     if show or min(reach.values()) < ENOUGH:

@@ -92,10 +92,12 @@ def use_dropout_layers(net: nn.Module, evaluated: fx.GraphModule, trained: fx.Gr
         source = node.args[0] if node.args else node.kwargs["input"]
         if in_training:
             p = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
-            owner = owner_of(node)
-            name = f"{owner}.{node.name}".lstrip(".")
+            owner, own = owner_of(node), node.name
+            while hasattr(net.get_submodule(owner), own):
+                own += "_"
+            name = f"{owner}.{own}".lstrip(".")
             layer = DROPOUTS[node.target](p)
-            net.get_submodule(owner).add_module(node.name, layer)
+            net.get_submodule(owner).add_module(own, layer)
             trained.add_submodule(name, layer)
             with trained.graph.inserting_before(node):
                 source = trained.graph.call_module(name, (source,))

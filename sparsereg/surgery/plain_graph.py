@@ -74,6 +74,8 @@ def describe_layer(layer: nn.Module, name: str = "") -> list:
     have their default are left out, so that a torch without them can read the file."""
     if TYPES.get(type(layer).__name__) is not type(layer):
         raise UserError(f"{name} {type(layer).__name__} is a layer that cannot be saved".strip())
+    if getattr(layer, "in_proj_bias", layer) is None or getattr(layer, "bias_k", None) is not None:
+        raise UserError(f"{name} is an attention of a form that cannot be saved".strip())
     parameters = inspect.signature(type(layer)).parameters
     settings = {name: getattr(layer, name) for name in parameters if hasattr(layer, name)}
     if "bias" in settings:  # a tensor or None; BatchNorm has it if it is affine

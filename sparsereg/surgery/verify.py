@@ -20,12 +20,13 @@ EXACT = {torch.float64: 1e-6, torch.float32: 1e-3}  # of the largest logit
 OPEN, PARTLY, CLOSED = 10.0, 0.5, -10.0  # ln α of gates that are 1, 0.65 and 0
 
 
-def verify(net: nn.Module, gated: GatedNetwork) -> dict[str, float]:
+def verify(net: nn.Module, gated: GatedNetwork, example: Tensor) -> dict[str, float]:
     """Raise UserError unless the gated network with open gates computes what `net` does, and the
-    cut one what the gated one does with every other gate closed.
+    cut one what the gated one does with every other gate closed; for `example`, and noise like it.
 
     Returns the highest sparsity that the gates can reach, of parameters and of multiply-adds."""
     images = noise(tuple(gated.example.shape[1:])).to(gated.example)
+    images = torch.cat([images, example.detach()[:2].to(images)])
     net, trial, dtype = in_double(net, gated, images)
     images = images.to(dtype)
     with torch.no_grad():

@@ -1,6 +1,6 @@
 """Networks of timm and torchvision: cut exactly, at the predicted size, and half of them can go.
 
-    pytest -m coverage tests/experiments/test_networks_of_others.py     # all, half an hour
+pytest -m coverage tests/experiments/test_networks_of_others.py     # all, half an hour
 """
 
 import pytest
