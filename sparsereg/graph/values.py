@@ -86,7 +86,7 @@ class ValueTracer(fx.Tracer):
         is_leaf: Callable[[nn.Module, str], bool],
         behind: Callable[[nn.Module], list[nn.Module]],
     ):
-        super().__init__(param_shapes_constant=False)
+        super().__init__(autowrap_modules=(), param_shapes_constant=False)
         self.leaf, self.behind = is_leaf, behind
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.example = self.fake.from_tensor(example)
@@ -132,8 +132,6 @@ class ValueTracer(fx.Tracer):
             return None
         if kind == "call_function" and isinstance(target, FunctionType) and is_theirs(target):
             return target(*args, **kwargs)  # which torch.fx.wrap has kept whole
-        if getattr(target, "__module__", "") == "math":
-            return target(*map(self.number, args))
         if target is operator.pow:
             if not any(is_tensor(a) for a in args):
                 return operator.pow(

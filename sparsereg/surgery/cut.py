@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from sparsereg.graph.channels import ChannelGraph
+from sparsereg.graph.layers import behind
 from sparsereg.graph.nodes import NO_GATE, Flow, How
 from sparsereg.graph.operations import Kind
 from sparsereg.graph.readers import present as find_present
@@ -40,6 +41,7 @@ def cut(
             if present[node].any():
                 narrow(channels, node, present)
         put_in(channels, constants)
+    take_apart(traced)
     traced.graph.eliminate_dead_code()
     traced.delete_all_unused_submodules()
     traced.recompile()
@@ -52,6 +54,21 @@ def cut(
         traced.get_submodule(owner)._non_persistent_buffers_set.discard(name)
     traced.meta["image_shape"] = image_shape
     return traced.eval()
+
+
+def take_apart(traced: fx.GraphModule) -> None:
+    """No layer within a layer: what follows a BatchNorm (`layers.behind`) is beside it."""
+    nodes = traced.graph.find_nodes(op="call_module")
+    layers = {node.target: traced.get_submodule(node.target) for node in nodes}
+    for node in nodes:
+        owner, _, last = node.target.rpartition(".")
+        if owner in layers:
+            name = f"{owner}_{last}"
+            traced.add_submodule(name, layers[node.target])
+            node.target = name
+    for layer in layers.values():
+        for child in behind(layer):
+            layer._modules = {n: m for n, m in layer._modules.items() if m is not child}
 
 
 def fix_sizes(channels: ChannelGraph) -> None:
