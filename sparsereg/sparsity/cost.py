@@ -58,6 +58,9 @@ class ExpectedCost(nn.Module):
         names = ("inputs", "outputs", "readers", "per_pair", "per_output")
         for name, column in zip(names, zip(*rows, strict=True), strict=True):
             self.register_buffer(name, torch.stack(column).float(), persistent=False)
+        twins = self.inputs * self.outputs  # pairs whose two channels one gate closes
+        self.has_twins = bool(twins[:, 1:].any())
+        self.register_buffer("twins", twins, persistent=False)
         self.register_buffer("order", graph_order(net, channels), persistent=False)
         self.register_buffer("channel_gate", channels.channel_gate, persistent=False)
         self.selects_features = bool(channels.channel_gate.any())
@@ -136,18 +139,25 @@ class ExpectedCost(nn.Module):
         """Expected parameters and multiply-adds, (2,)."""
         with torch.autocast(prob_open.device.type, enabled=False):
             inputs, outputs = self.widths(prob_open)
-            return (inputs * outputs) @ self.per_pair + outputs @ self.per_output
+            pairs = inputs * outputs
+            if self.has_twins:  # E[z · z] = E[z], of z in {0, 1}
+                p = torch.cat([prob_open.new_ones(1), prob_open])[self.order]
+                pairs = pairs + self.twins @ (p * (1 - p)) * self.prob_read(p)
+            return pairs @ self.per_pair + outputs @ self.per_output
 
     def widths(self, prob_open: Tensor) -> tuple[Tensor, Tensor]:
         """The expected inputs and outputs of each term, (terms,) each."""
         with torch.autocast(prob_open.device.type, enabled=False):
             p = torch.cat([prob_open.new_ones(1), prob_open])[self.order]  # (1 + gates,)
-            below_1 = p.clamp(max=1 - torch.finfo(p.dtype).eps)  # for the logarithm
-            none_open = torch.exp(self.readers @ torch.log1p(-below_1))  # (terms,)
-            outputs = (self.outputs @ p) * (1 - none_open)
+            outputs = (self.outputs @ p) * self.prob_read(p)
             if self.selects_features:  # each is there with its channel only
                 p = p * p[self.channel_gate]
             return self.inputs @ p, outputs
+
+    def prob_read(self, p: Tensor) -> Tensor:
+        """P(one of the readers is open) of each term, (terms,); `p` of all gates, (1 + gates,)."""
+        below_1 = p.clamp(max=1 - torch.finfo(p.dtype).eps)  # for the logarithm
+        return 1 - torch.exp(self.readers @ torch.log1p(-below_1))
 
 
 def highest(values: Tensor, groups: Tensor, number: int) -> Tensor:
