@@ -33,9 +33,10 @@ def cut_file(path: str | Path, round_to: int = 1) -> Path:
         UserError: see `load` and `compact`; or the file cannot be written.
     """
     path, checkpoint, net = Path(path), read_checkpoint(path), load(path)
-    dense = dense_size(net, checkpoint["sparsereg"]["data"]["image_shape"])
+    image_shape = checkpoint["sparsereg"]["data"]["image_shape"]
+    dense = dense_size(net, image_shape)
     file = compact_folder(path, round_to) / "compact.pt"
-    write_compact(compact(net, round_to), dense, checkpoint["sparsereg"], file)
+    write_compact(compact(net, round_to, image_shape), dense, checkpoint["sparsereg"], file)
     return file
 
 
@@ -66,7 +67,8 @@ def save(
     data |= {"mean": [*map(float, mean)], "std": [*map(float, std)]}
     dense = dense_size(net, tuple(image_shape))
     record = {"config": {}, "overrides": [], "data": data}
-    small = net if isinstance(net, fx.GraphModule) and not gate_layers(net) else compact(net)
+    is_cut = isinstance(net, fx.GraphModule) and not gate_layers(net)
+    small = net if is_cut else compact(net, image_shape=image_shape)
     write_compact(small, dense, record, Path(path))
 
 
@@ -83,7 +85,7 @@ def write_compact(small: fx.GraphModule, dense: dict, record: dict, file: Path) 
     """
     make_folder(file.parent)
     state = {f"net.{name}": tensor for name, tensor in small.state_dict().items()}
-    network = describe(small) | {"dense": dense}
+    network = describe(small) | {"dense": dense, "image_shape": record["data"]["image_shape"]}
     write_checkpoint({"state_dict": state, "sparsereg": record | {"network": network}}, file)
 
 
@@ -129,7 +131,7 @@ def export(
     folder = Path(folder)
     about = deployment(net, image_shape, classes, mean, std, normalise)
     make_folder(folder)
-    small = fold(compact(net) if gate_layers(net) else net)
+    small = fold(compact(net, image_shape=image_shape) if gate_layers(net) else net)
     if normalise == "inside":
         small = Normalised(small, mean, std).eval()
     examples = {n: example(n, image_shape, normalise) for n in (1, 2, 3, 8)}

@@ -63,7 +63,7 @@ def measure(net: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, floa
     """
     dense = dense_size(net, image_shape)
     try:
-        remaining = count(cut_closed(net), image_shape)
+        remaining = count(cut_closed(net, image_shape=image_shape), image_shape)
     except Collapsed:
         remaining = {"params": 0, "macs": 0}
     sparsity = 1 - remaining["params"] / dense["params"]

@@ -4,6 +4,8 @@ Why not torch-pruning (1.6.1): it does not empty a branch (`check_pruning_group`
 leaves a convolution with 0 outputs that cannot run), and it knows no gates between 0 and 1.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, fx, nn
 
@@ -17,7 +19,9 @@ EXACT = {torch.float64: 1e-6}  # of the largest logit
 NEARLY = 1e-3  # in single precision; what is farther off is tried again in double precision
 
 
-def compact(net: nn.Module, round_to: int = 1) -> fx.GraphModule:
+def compact(
+    net: nn.Module, round_to: int = 1, image_shape: Sequence[int] | None = None
+) -> fx.GraphModule:
     """The network that `net` is in eval mode, without its closed channels and without gates.
 
     Every closed channel is gone: from the layer that makes it, its BatchNorm, and the layers that
@@ -28,6 +32,8 @@ def compact(net: nn.Module, round_to: int = 1) -> fx.GraphModule:
         net: network with `L0Gate` layers, or without; not changed.
         round_to: keep so many closed channels, as zeros, that each gate layer keeps a multiple of
             `round_to`, or all of its channels, or none.
+        image_shape: (C, H, W) of an image; None: as `insert_gates` had them, else some that it
+            takes.
 
     Returns:
         The network in eval mode; it can be trained further.
@@ -40,14 +46,17 @@ def compact(net: nn.Module, round_to: int = 1) -> fx.GraphModule:
     """
     if not isinstance(round_to, int) or round_to < 1:
         raise ValueError(f"round_to must be a whole number of at least 1, got {round_to}")
-    small = cut_closed(net, round_to)
+    small = cut_closed(net, round_to, image_shape)
     compare_cut(net, small, round_to)
     return small
 
 
-def cut_closed(net: nn.Module, round_to: int = 1) -> fx.GraphModule:
+def cut_closed(
+    net: nn.Module, round_to: int = 1, image_shape: Sequence[int] | None = None
+) -> fx.GraphModule:
     """`compact` without its last comparison."""
-    channels = ChannelGraph(plain_copy(net))
+    example = None if image_shape is None else torch.zeros(1, *image_shape)
+    channels = ChannelGraph(plain_copy(net), example)
     values = {
         name: deterministic_gate(gate.qz_loga.detach())
         for name, gate in channels.gate_layers.items()
@@ -80,7 +89,8 @@ def compare_cut(net: nn.Module, small: fx.GraphModule, round_to: int) -> None:
     if difference(net, small, weight) <= EXACT.get(weight.dtype, NEARLY):
         return
     net = net.cpu().double()
-    if difference(net, cut_closed(net, round_to), next(net.parameters())) > EXACT[torch.float64]:
+    again = cut_closed(net, round_to, small.meta["image_shape"])
+    if difference(net, again, next(net.parameters())) > EXACT[torch.float64]:
         raise UserError(
             f"the cut {type(net).__name__} computes something else: something in it is not what it "
             "seems. Exclude layers (exclude=…) until it does, and please report the network"
