@@ -2,6 +2,8 @@
 
     python report.py                        # the runs below outputs
     python report.py runs=[outputs,other]   # of several folders, or CSV files of earlier reports
+    python report.py pictures=0 out=page    # at once, into another folder
+    python report.py runs=outputs/report/report.csv   # again, when the folders are gone
     python report.py results=docs/results   # docs/results.md, from the CSV files in docs/results
 
 Prints the table and writes into `out`: report.html, one page with pictures that needs no other
@@ -51,8 +53,10 @@ def print_report(runs: list[Run], rows: list[Row]) -> None:
     for number, row in enumerate(rows, 1):
         print(f"{number}: {row.checkpoint()}")
     for run in runs:
-        if run.why:
+        if run.why and run.status != "unfinished":
             print(printable(f"{run.name} ({run.status}): {run.why}"))
+    if unfinished := [run.name for run in runs if run.status == "unfinished"]:
+        print(printable(f"{len(unfinished)} unfinished: {', '.join(unfinished)}"))
 
 
 def write_report(out: Path, runs: list[Run], rows: list[Row], pictures: int) -> None:

@@ -5,18 +5,23 @@ python train.py lambda_l0=1.0                                               # ga
 python train.py ckpt_path=RUN/last.ckpt lambda_l0=20.0 droprate_init=0.05   # gates, then cut
 python train.py ckpt_path=RUN/last.ckpt resume_training=true                # go on exactly
 python train.py target_sparsity=0.6 cost=params                             # the sparsity asked for
+python train.py target_sparsity=[0.3,0.5,0.7,0.9] finetune_epochs=10        # several, in one run
+python train.py ckpt_path=RUN/best.ckpt max_drop=0.5 droprate_init=0.05     # the accuracy to keep
+python train.py target_params=100k                                          # or the size
+python train.py target_latency=0.4                                          # or the milliseconds
 python train.py lambda_l0=1.0 finetune_epochs=20                            # cut, then train on
 """
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from sparsereg.commands import command_line
 from sparsereg.commands.checks import check_settings
-from sparsereg.commands.machine import check_devices
+from sparsereg.commands.machine import check_devices, is_on_cpu
 from sparsereg.commands.memory import importing
 from sparsereg.commands.overrides import typed
 from sparsereg.commands.resume import (
@@ -25,38 +30,54 @@ from sparsereg.commands.resume import (
     finetune_settings,
     run_settings,
 )
-from sparsereg.commands.settings import to_plain
+from sparsereg.commands.settings import budget_of, to_plain, with_cost
 from sparsereg.errors import printable
 from sparsereg.runs.finished import finished_run, is_finished
-
-OBJECTIVE = (  # the settings of what is asked of gates
-    *("cost", "lambda_l0", "lambda_warmup", "target_sparsity", "dual_lr", "target_warmup"),
-    *("settle_epochs", "gate_lr", "min_open_channels", "loga_bounds"),
-)
 
 
 def main(cfg: DictConfig) -> tuple[float, float]:
     """Train; return (validation accuracy, sparsity), what Optuna's sweeper maximises."""
     overrides = typed()
     check_settings(cfg, overrides, complete=not cfg.resume_training)
+    cfg = with_cost(cfg)
     results = finished_run(cfg) if cfg.skip_finished else None
     if results is None:
         with importing():  # torch, to count GPUs
             check_devices(cfg.trainer)
-        results = train(cfg, overrides)
+        results = method_of(cfg)(cfg, overrides)
     return results["val_acc"], results["sparsity"]
 
 
-def train(cfg: DictConfig, overrides: list[str]) -> dict:
+def method_of(cfg: DictConfig) -> Callable[[DictConfig, list[str]], dict]:
+    """One run, or the several that some budgets need."""
+    if OmegaConf.is_list(cfg.target_sparsity):
+        from sparsereg.budgets.sizes import train_sizes
+
+        return lambda cfg, _: train_sizes(cfg, train)
+    if cfg.max_drop is not None:
+        from sparsereg.budgets.max_drop import train_smallest
+
+        return lambda cfg, _: train_smallest(cfg, train)
+    return train
+
+
+def train(
+    cfg: DictConfig, overrides: list[str], stopped: Path | None = None, test: bool = True
+) -> dict:
+    """Train a network, or train it on from the checkpoint of a run that was `stopped`, and evaluate
+    it, unless `test` is false without the test set."""
     with importing():  # takes seconds: only when the settings are right
         import pytorch_lightning as pl
         import torch
         from hydra.utils import instantiate
 
+        from sparsereg.budgets.objective import new_objective
+        from sparsereg.budgets.rounding import round_to
         from sparsereg.checkpoint import load_weights, read_checkpoint
         from sparsereg.export.formats import cut_file
+        from sparsereg.model.precision import precision_of
         from sparsereg.runs.folder import claim_version
-        from sparsereg.training.guards import strategy_of
+        from sparsereg.training.guards import check_length, strategy_of
         from sparsereg.training.loggers import new_loggers
         from sparsereg.training.module import L0Module
         from sparsereg.training.monitors import ProgressBar
@@ -69,6 +90,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict:
         check_resumable(checkpoint, cfg, is_finished(cfg))
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     torch.set_float32_matmul_precision(cfg.matmul_precision)
+    precision = precision_of(cfg.trainer.precision, is_on_cpu(cfg.trainer))
 
     data = instantiate(cfg.data, _convert_="all")
     data.prepare_data()
@@ -77,14 +99,21 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict:
     record["data"] = data.record()
     loss = instantiate(cfg.loss)
     loss.check_classes(data.classes)
+    scheduler = instantiate(cfg.scheduler, _convert_="all")
+    check_length(cfg, data, scheduler)
+    objective = None
+    if not cfg.without_using_gate:  # λ by hand, or a target
+        objective = new_objective(to_plain(cfg), net, data.image_shape)
+        if not cfg.resume_training and budget_of(cfg):
+            objective.check_reach()
 
     module = L0Module(
         net,
         num_classes=len(data.classes),
         optimizer=instantiate(cfg.optimizer, _convert_="all"),
-        scheduler=instantiate(cfg.scheduler, _convert_="all"),
+        scheduler=scheduler,
         loss=loss,
-        objective=None if cfg.without_using_gate else new_objective(cfg, net, data.image_shape),
+        objective=objective,
         flip_tta=cfg.flip_tta,
         compile=cfg.compile,
         record=record,
@@ -97,22 +126,25 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict:
         callbacks.append(ProgressBar())
     trainer = instantiate(cfg.trainer, _convert_="all")(
         callbacks=callbacks,
+        precision=precision,
         logger=new_loggers(cfg, version),
         plugins=[AtomicCheckpointIO()],
         strategy=strategy_of(cfg),
     )
     start = time.perf_counter()
-    resume_from = cfg.ckpt_path if cfg.resume_training else None
+    resume_from = cfg.ckpt_path if cfg.resume_training else stopped
     trainer.fit(module, data, ckpt_path=resume_from, weights_only=True)
     seconds = time.perf_counter() - start
 
     evaluated = trainer.checkpoint_callback.evaluated
     load_weights(net, read_checkpoint(evaluated))
-    results = evaluate(trainer, module, data, evaluated) | {"train_seconds": seconds}
+    results = evaluate(trainer, module, data, evaluated, test) | {"train_seconds": seconds}
     finish(trainer, cfg, results, runs / f"version_{version}")
     if cfg.finetune_epochs:
         last = trainer.checkpoint_callback.last  # the best may be from before its gates closed
-        cut = cut_file(last, cfg.round_to) if trainer.is_global_zero else None
+        cut = None
+        if trainer.is_global_zero:
+            cut = cut_file(last, round_to(cfg.round_to, last, to_plain(cfg)["latency"]))
         cut = trainer.strategy.broadcast(cut)
         if trainer.is_global_zero:
             print(printable(f"cut {last} to {cut}, which is now trained on"), flush=True)
@@ -143,19 +175,6 @@ def new_network(
     if checkpoint is not None:
         load_weights(net, checkpoint, new_gates=not (cfg.resume_training or cfg.keep_gates))
     return net, described
-
-
-def new_objective(cfg: DictConfig, net: Any, image_shape: tuple[int, int, int]) -> Any:
-    """What is asked of the gates: λ by hand, or a target."""
-    from sparsereg.sparsity.cost import ExpectedCost
-    from sparsereg.training.objective import GateObjective
-
-    plain = to_plain(cfg)
-    settings = {key: plain[key] for key in OBJECTIVE}
-    objective = GateObjective(net, ExpectedCost(net, image_shape), **settings)
-    if not cfg.resume_training:
-        objective.check_reach(net)
-    return objective
 
 
 def cli() -> None:  # installed as sparsereg-train

@@ -33,9 +33,9 @@ from sparsereg.data.pipeline import ImageData, LabelledImages, Splits
 from sparsereg.model.basic_l0_blocks import deterministic_gate
 from sparsereg.model.googlenet import GoogleNet
 from sparsereg.sparsity.cost import ExpectedCost
+from sparsereg.sparsity.objective import L0Penalty
 from sparsereg.sparsity.size import measure
 from sparsereg.training.module import L0Module
-from sparsereg.training.objective import GateObjective
 from sparsereg.training.saving import AtomicCheckpointIO
 
 OURS, UNGATED, REFERENCE = "ours", "ours, no gates", "reference formulation, PIL"
@@ -98,7 +98,7 @@ def train(
             CLASSES,
             instantiate(cfg.optimizer, _convert_="all"),
             instantiate(cfg.scheduler, _convert_="all"),
-            objective=GateObjective(net, ExpectedCost(net, IMAGE)) if gated else None,
+            objective=L0Penalty(net, IMAGE) if gated else None,
             compile=cfg.compile,
         )
         callbacks = [instantiate(c, _convert_="all") for c in cfg.callbacks.values() if c]

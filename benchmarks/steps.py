@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +18,17 @@ from torch.nn import functional as F
 from benchmarks.measure import BATCH, CLASSES, DEVICE, IMAGE, alternate, rows_of
 from benchmarks.reference import Reference
 from sparsereg.commands.memory import keep_buffers
+from sparsereg.model import kernels
 from sparsereg.model.basic_l0_blocks import prob_nonzero
 from sparsereg.model.googlenet import GoogleNet
+from sparsereg.model.precision import has_bfloat16
 from sparsereg.sparsity.cost import ExpectedCost
 from sparsereg.sparsity.selection import reopen
 from sparsereg.training.module import compiled
 
 LAMBDA = 0.5
-UNGATED, PER_SAMPLE, PER_BATCH = "no gates", "gates per sample", "gates per batch"
+UNGATED, WITH_TORCH = "no gates", "no gates, torch's kernels"
+PER_SAMPLE, PER_BATCH = "gates per sample", "gates per batch"
 REFERENCE = "reference formulation"
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -88,6 +92,10 @@ def reference_step(precision=torch.float32):
     return step_of(net, reference_loss(net), precision)
 
 
+def without_kernels(step: Callable[[Tensor, Tensor], None]) -> Callable[[Tensor, Tensor], None]:
+    return patch.object(kernels, "library", lambda: None)(step)
+
+
 def steps(precision: torch.dtype) -> dict[str, Callable[[Tensor, Tensor], None]]:
     """The ways to train, by name; on a GPU also compiled."""
     ways = {
@@ -96,6 +104,8 @@ def steps(precision: torch.dtype) -> dict[str, Callable[[Tensor, Tensor], None]]
         PER_BATCH: gated_step(precision, sampling="per_batch"),
         REFERENCE: reference_step(precision),
     }
+    if DEVICE == "cpu" and precision == torch.bfloat16 and kernels.library():
+        ways[WITH_TORCH] = without_kernels(ungated_step(precision))
     if DEVICE == "cuda":
         ways[f"{UNGATED}, compiled"] = ungated_step(precision, compile=True)
         ways[f"{PER_SAMPLE}, compiled"] = gated_step(precision, compile=True)
@@ -130,10 +140,10 @@ def times_of_processes(number: int, *arguments) -> dict[str, list[float]]:
 
 
 def run(rounds: int = 3, batch: int = BATCH, processes: int = 6) -> list[dict]:
-    """In bfloat16 on a CPU, which may have to emulate it, a quarter of the batch."""
+    """In bfloat16 on a CPU that has to emulate it a quarter of the batch."""
     tables = []
     for precision in (torch.float32, torch.bfloat16):
-        if DEVICE == "cpu" and precision == torch.bfloat16:
+        if DEVICE == "cpu" and precision == torch.bfloat16 and not has_bfloat16():
             batch, processes = max(2, batch // 4), 1
         found = times_of_processes(processes, precision, batch, rounds)
         peers = {"× time of no gates": UNGATED, "× time of ours": PER_SAMPLE}

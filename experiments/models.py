@@ -16,7 +16,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from sparsereg.checkpoint import load, read_checkpoint, save
+from sparsereg.checkpoint import load, read_checkpoint, write_checkpoint
 from sparsereg.commands.overrides import CONFIG
 from sparsereg.commands.settings import to_plain
 from sparsereg.data.augment import normalize, to_float
@@ -61,7 +61,7 @@ def keep(folder: Path, name: str, data: str) -> Path:
         "config": {"data": settings(data)},
     }
     content["sample"] = sample(cut, data)
-    save(content, path)
+    write_checkpoint(content, path)
     add_record(run, name)
     return path
 

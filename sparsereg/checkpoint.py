@@ -17,7 +17,7 @@ PARTS = ("config", "network", "data")  # of what this project adds to a checkpoi
 LARGEST_IMAGE = 2**26  # numbers in one image
 
 
-def save(content: dict, path: Path) -> None:
+def write_checkpoint(content: dict, path: Path) -> None:
     """torch.save, atomically; to a full disk torch alone would raise a cryptic RuntimeError."""
     buffer = io.BytesIO()
     torch.save(content, buffer)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -24,8 +25,10 @@ SHORT = (  # a run of a few seconds; each test adds what it is about
     "trainer.limit_train_batches=3",
     "trainer.log_every_n_steps=1",
     "trainer.enable_progress_bar=false",
+    "trainer.precision=32-true",  # the same numbers on every processor
 )
 SMALL = (*SHORT, "model=lenet5")  # a fifth of the time, for what is not about GoogleNet
+TIPS = re.compile("💡|[Tt]ip:|[Ww]arning|WARNING|INFO|it/s|v_num")
 
 torch.set_num_threads(1)  # two test processes share two cores
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -70,6 +73,12 @@ def assert_one_line(result: Result, *words: str) -> None:
     assert "Error in call" not in lines[0], "Hydra's wording, not ours"
     for word in words:
         assert word in lines[0], lines[0]
+
+
+def assert_quiet(result: Result) -> None:
+    """It has worked, and said nothing that is not the user's to mend: no tips, no logs."""
+    assert result.code == 0, result.err
+    assert result.err == "" and not TIPS.search(result.out), result.out + result.err
 
 
 def run_here(script: str, *arguments: str) -> int:

@@ -1,6 +1,6 @@
 """Every command that the documentation shows is one that works.
 
-A command of the four scripts is run by the script itself, up to the import of torch: then Hydra has
+A command of the five scripts is run by the script itself, up to the import of torch: then Hydra has
 composed its settings, and all checks that come before training have passed. Of other commands it is
 checked that they exist and take these arguments. What training does is tested elsewhere.
 """
@@ -15,13 +15,13 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from conftest import ROOT, run_here
+from conftest import ROOT, run_here, run_process
 from torch import nn
 
 from benchmarks.__main__ import PARTS
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-SCRIPTS = ("train.py", "test.py", "compact.py", "report.py")
+SCRIPTS = ("train.py", "test.py", "compact.py", "predict.py", "report.py")
 LAUNCHERS = r"hydra/launcher=(joblib|submitit_\w+)|hydra\.launcher\.\w+=\S+"  # none is started here
 
 
@@ -69,6 +69,8 @@ def places(pruned, tmp_path, monkeypatch) -> dict[str, str]:
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(pruned, run / name)
     checkpoint = str(run / "best.ckpt")
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 1\n")
     files = dict.fromkeys(("DENSE", "GATES", "COMPACT", "WEIGHTS"), checkpoint)
     return files | {"RUN": str(run), "PATH": str(tmp_path), "OUTPUT_DIR": str(tmp_path)}
 
@@ -76,12 +78,13 @@ def places(pruned, tmp_path, monkeypatch) -> dict[str, str]:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*declarative_base")  # Optuna's use of SQLAlchemy
 @pytest.mark.parametrize("page, shown", SHOWN, ids=[f"{p.stem}: {c}" for p, c in SHOWN])
-def test_command(page, shown, places, up_to_torch):
+def test_command(page, shown, places, up_to_torch, capfd):
     capitals = rf"(?<![\w-])({'|'.join(places)})(?![\w-])"
     words = shlex.split(re.sub(capitals, lambda match: places[match[1]], shown))
     while re.fullmatch(r"[A-Z_]+=\d+", words[0]):  # an environment variable before the command
         del words[0]
     check(words)
+    assert "warning" not in capfd.readouterr().err.lower()
 
 
 def check(words: list[str]) -> None:
@@ -110,6 +113,9 @@ def check(words: list[str]) -> None:
 
 
 def check_script(script: str, arguments: list[str]) -> None:
+    if "--info" in arguments:  # Hydra then logs all that it does, for the rest of the process
+        assert run_process(script, *arguments).code == 0
+        return
     if "--help" in arguments or "--cfg" in arguments:
         assert run_here(script, *arguments) == 0
         return
@@ -167,15 +173,19 @@ def installed_commands() -> set[str]:
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/compact.md"])
-def test_python(page, capsys):
-    """That of docs/your-network.md has a test of its own."""
+def test_python(page, tmp_path, monkeypatch):
+    """That of docs/your-network.md has a test of its own, and so has what needs no sparsereg."""
     torch.manual_seed(0)
     layers = (nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten())
     net = nn.Sequential(*layers, nn.LazyLinear(5))
-    images, labels = torch.randn(2, 3, 8, 8), torch.tensor([0, 3])
+    images, labels = torch.randn(2, 3, 32, 32), torch.tensor([0, 3])
     net(images)  # the last layer now knows its width
     names = {"net": net, "images": images, "labels": labels, "criterion": nn.CrossEntropyLoss()}
-    [block] = blocks((ROOT / page).read_text(encoding="utf-8"), "python")
+    names |= {"names": [*"abcde"], "mean": 3 * [0.5], "std": 3 * [0.5], "image_shape": (3, 32, 32)}
+    names["steps"] = 100
+    monkeypatch.chdir(tmp_path)
+    shown = blocks((ROOT / page).read_text(encoding="utf-8"), "python")
+    [block] = [block for block in shown if "import sparsereg\n" in block]
     exec(compile(block, page, "exec"), names)
     expected = names["net"].eval()(images)
     for name in names.keys() & {"small", "fast"}:

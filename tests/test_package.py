@@ -1,6 +1,8 @@
 """The wheel is enough: configuration, commands and all modules, without the checkout."""
 
 import ast
+import importlib
+import inspect
 import os
 import re
 import shutil
@@ -18,7 +20,7 @@ from test_your_network import BLOCKS, write_images
 
 import sparsereg
 
-SCRIPTS = ("train", "test", "compact", "report")
+SCRIPTS = ("train", "test", "compact", "predict", "report")
 SOURCES = ("sparsereg", "pyproject.toml", "README.md", "LICENSE", "NOTICE")
 
 
@@ -96,7 +98,7 @@ def test_your_network_without_the_checkout(installed, tmp_path):
 
 @pytest.mark.slow
 def test_the_installed_commands(installed, tmp_path):
-    """Of the four one that is mistaken, one that trains, and one that reads what that has left."""
+    """Of the five one that is mistaken, one that trains, and one that reads what that has left."""
     wrong = run(installed, "sparsereg-test", "ckpt_pth=x", cwd=tmp_path)
     assert wrong.returncode == 1 and "did you mean 'ckpt_path'?" in wrong.stderr
     wrong = run(installed, "sparsereg-compact", cwd=tmp_path)
@@ -122,6 +124,18 @@ def test_names_that_editors_complete():
     assert all(callable(getattr(sparsereg, name)) for name in told)
     with pytest.raises(AttributeError, match="no attribute 'laod'"):
         sparsereg.laod  # noqa: B018
+
+
+@pytest.mark.parametrize("name", ["compact", "export"])
+def test_a_module_that_is_named_as_its_function(name):
+    """It calls the function, whether it has been imported or not."""
+    function = getattr(importlib.import_module(sparsereg.LATER[name]), name)
+    module = importlib.import_module(f"sparsereg.{name}")
+    assert getattr(sparsereg, name) is module is not function
+    assert inspect.signature(module) == inspect.signature(function)
+    with pytest.raises(TypeError, match=rf"^{name}\(\) missing"):
+        getattr(sparsereg, name)()
+    assert sparsereg.__getattr__(name) is function, "before it is imported"
 
 
 def test_the_citation_is_of_this_version():

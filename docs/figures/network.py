@@ -8,7 +8,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 FOLDER = Path(__file__).parents[1]
-REPORT = FOLDER / "results/finetuned_lambda_20/checkpoints/best_compact/report.json"
+REPORT = FOLDER / "results/demo/report.json"
 COLORS = {"1x1": "#0072B2", "3x3": "#D55E00", "5x5": "#009E73", "max": "#CC79A7"}  # Okabe and Ito
 STYLE = {"svg.hashsalt": "sparsereg", "font.family": "DejaVu Sans", "font.size": 9}
 

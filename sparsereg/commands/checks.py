@@ -7,9 +7,16 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from sparsereg.choices import SETTLED
-from sparsereg.commands.machine import check_compiler, check_trackers
+from sparsereg.commands.machine import check_compiler, check_exporter, check_trackers
 from sparsereg.commands.overrides import key_of
-from sparsereg.commands.settings import SETTINGS, Role, settings_that_need, settings_with
+from sparsereg.commands.settings import (
+    BUDGETS,
+    SETTINGS,
+    Role,
+    budget_of,
+    settings_that_need,
+    settings_with,
+)
 from sparsereg.errors import UserError
 from sparsereg.files import check_checkpoint_file
 
@@ -30,6 +37,7 @@ def check_settings(cfg: DictConfig, overrides: list[str], complete: bool = True)
     check_validation(cfg)
     check_finetuning(cfg)
     check_gates(cfg)
+    check_latency(cfg)
     if complete:
         check_target(cfg, overrides)
         check_needs(cfg, overrides)
@@ -93,7 +101,10 @@ def check_needs(cfg: DictConfig, overrides: list[str]) -> None:
             continue
         if Role.OF_GATES in row.roles and cfg.without_using_gate:
             raise UserError(f"{override} needs gates: without_using_gate=false")
-        if row.needs and not OmegaConf.select(cfg, row.needs):
+        if Role.OF_FILES in row.roles:
+            raise UserError(f"{override}: compact.py takes it, for the files that it writes")
+        has = budget_of(cfg) if row.needs in BUDGETS else OmegaConf.select(cfg, row.needs)
+        if row.needs and not has:
             raise UserError(f"{override} needs {row.needs}=…")
 
 
@@ -124,31 +135,81 @@ def check_target(cfg: DictConfig, overrides: list[str]) -> None:
             f"{given['droprate_init']} is where new gates start, but keep_gates=true takes the "
             "checkpoint's: leave one of them out"
         )
-    target = cfg.target_sparsity
-    if target is None:
+    key = budget_of(cfg)
+    if key is None:
         for key in settings_that_need("target_sparsity"):
             if cfg[key] is not None:
                 raise UserError(f"{key}={cfg[key]} needs target_sparsity=…")
         return
+    target = f"{key}={cfg[key]}"
+    check_one_budget(cfg, given, key)
+    if key == "max_drop":
+        check_drop(cfg)
     if "lambda_l0" in given:
         raise UserError(
-            f"{given['lambda_l0']} is set by hand, but target_sparsity={target} moves λ itself: "
-            "leave one of them out"
+            f"{given['lambda_l0']} is set by hand, but {target} moves λ itself: leave one of them "
+            "out"
         )
     excluded = {
         "lambda_warmup": (cfg.lambda_warmup > 0, "is for a λ set by hand; use target_warmup"),
         "min_open_channels": (cfg.min_open_channels < 1, "lets blocks close altogether"),
-        "round_to": (cfg.round_to > 1, "puts closed channels back, and would miss it"),
+        "round_to": (not may_round(cfg), "puts closed channels back, and would miss it"),
     }
     for key, (is_set, why) in excluded.items():
         if is_set:
-            raise UserError(f"{key}={cfg[key]} with target_sparsity={target}: it {why}")
+            raise UserError(f"{key}={cfg[key]} with {target}: it {why}")
     check_time_to_settle(cfg)
+
+
+def check_one_budget(cfg: DictConfig, given: dict[str, str], key: str) -> None:
+    """A budget excludes every other, and what it counts is not another cost."""
+    for other in BUDGETS:
+        if other != key and cfg[other] is not None:
+            raise UserError(f"{key}={cfg[key]} and {other}={cfg[other]}: ask for one of them")
+    counted = BUDGETS[key]
+    if counted is not None and "cost" in given and cfg.cost != counted:
+        raise UserError(f"{given['cost']}: {key}={cfg[key]} counts {counted}; leave cost=… out")
+
+
+def check_drop(cfg: DictConfig) -> None:
+    """Something to compare with, and a size that can be bisected."""
+    if cfg.ckpt_path is None:
+        raise UserError(
+            f"max_drop={cfg.max_drop} needs ckpt_path=…, the dense network's checkpoint"
+        )
+    if cfg.cost == "latency" or cfg.keep_gates:
+        raise UserError(
+            f"max_drop={cfg.max_drop} looks for the smallest by cost=channels, params, macs or "
+            "weights, from new gates: leave cost=latency and keep_gates=true out"
+        )
+
+
+def may_round(cfg: DictConfig) -> bool:
+    """Channels that are put back add no time where they fill vectors, but parameters."""
+    is_timed = BUDGETS.get(budget_of(cfg)) == "latency"
+    return cfg.round_to == 1 or (cfg.round_to == "auto" and is_timed)
+
+
+def check_latency(cfg: DictConfig) -> None:
+    """What measures is there, and one process decides by it."""
+    several, is_dropping = OmegaConf.is_list(cfg.target_sparsity), cfg.max_drop is not None
+    is_timed = BUDGETS.get(budget_of(cfg)) == "latency" or cfg.cost == "latency"
+    is_measured = is_timed or several or cfg.round_to == "auto"
+    if is_measured and cfg.latency.backend == "onnxruntime":
+        check_exporter("latency.backend=onnxruntime")
+    alone = cfg.trainer.devices in (1, "1") and cfg.trainer.num_nodes == 1
+    if (is_measured or is_dropping) and not alone:
+        raise UserError(
+            f"trainer.devices={cfg.trainer.devices}: with {budget_of(cfg) or 'round_to=auto'} one "
+            "process decides, trainer.devices=1"
+        )
 
 
 def check_time_to_settle(cfg: DictConfig) -> None:
     """The target must have risen before the gates settle, and an epoch be validated after that."""
     epochs, every = cfg.trainer.max_epochs, cfg.trainer.check_val_every_n_epoch
+    if OmegaConf.is_list(cfg.target_sparsity):
+        epochs = -(-epochs // len(cfg.target_sparsity))  # for each
     settle = SETTLED * epochs if cfg.settle_epochs is None else cfg.settle_epochs
     if (cfg.target_warmup or 0) + settle > epochs:
         raise UserError(

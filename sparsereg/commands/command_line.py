@@ -7,7 +7,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import hydra
@@ -21,6 +21,7 @@ from sparsereg.commands.memory import keep_buffers
 from sparsereg.commands.overrides import CONFIG
 from sparsereg.commands.sweep import stop_jobs
 from sparsereg.errors import printable
+from sparsereg.help import help_text
 
 
 class Stopped(BaseException):
@@ -41,11 +42,21 @@ def stop_on_signals() -> None:
         signal.signal(signum, stop)
 
 
-def run(task: Callable[[DictConfig], Any], config_name: str = "train") -> None:
+def run(
+    task: Callable[[DictConfig], Any], config_name: str = "train", takes: Sequence[str] = ()
+) -> None:
     """Run `task(cfg)` with sparsereg/config/CONFIG_NAME.yaml as the command line changes it.
 
     Exit codes: 0, 1 after an error, 128 + number of the signal that stopped the run.
+
+    Args:
+        task: of a script, whose docstring `--help` begins with.
+        config_name: the file of its settings.
+        takes: the settings and groups that have an effect, if not all of them do.
     """
+    if {"-h", "--help"} & {*sys.argv[1:]}:
+        print(help_text(sys.modules[task.__module__].__doc__, config_name, takes))
+        return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise to us instead of printing
     stop_on_signals()
     quieten()
@@ -98,6 +109,11 @@ def on_thread_exception(failure: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(failure)
 
 
+def one_line(message: Warning | str, *where: Any, **more: Any) -> str:
+    """A warning, without the place in the code that it comes from; once for all processes."""
+    return f"warning: {printable(' '.join(str(message).split()))}\n" if is_first_process() else ""
+
+
 def drop_unread_output() -> None:
     """Without a reader the interpreter would fail at its end, when it writes what is left."""
     try:
@@ -107,7 +123,8 @@ def drop_unread_output() -> None:
 
 
 def quieten() -> None:
-    """Hide what every run would say and no user can act on."""
+    """Hide what every run would say and no user can act on; a warning is one line."""
+    warnings.formatwarning = one_line
     for package in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(f"{package}.utilities.rank_zero").setLevel(logging.WARNING)
     for message in (

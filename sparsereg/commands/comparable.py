@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from sparsereg.commands.settings import Role, roles_of
+from sparsereg.commands.settings import Role, budget_of, roles_of
 
 DEEPEST, MOST = 4, 2000  # levels of groups, settings
 AVERAGING = "callbacks.average_weights.decay"  # None: no average
@@ -12,6 +12,9 @@ AVERAGING = "callbacks.average_weights.decay"  # None: no average
 def comparable(config: dict) -> dict[str, Any]:
     """What decides the result of a run, which two runs that are the same have in common."""
     flat = {k: v for k, v in flatten(config).items() if Role.NO_EFFECT not in roles_of(k)}
+    if flat.get("cost") != "latency" and flat.get("round_to") != "auto":
+        flat = {k: v for k, v in flat.items() if not k.startswith("latency.")}
+    flat = {k: v for k, v in flat.items() if v is not None}  # which older runs may lack
     places = [key for key in flat if Role.PATH in roles_of(key) and isinstance(flat[key], str)]
     return flat | {key: str(Path(flat[key]).expanduser().resolve()) for key in places}
 
@@ -45,9 +48,14 @@ def reported_settings(config: dict) -> dict[str, Any]:
     if config.get("without_using_gate"):
         settings = {k: v for k, v in settings.items() if Role.OF_GATES not in roles_of(k)}
         settings["lambda_l0"] = "no gates"
-    elif config.get("target_sparsity") is not None:
+    elif budget_of(config) is not None:
         settings["lambda_l0"] = None
     return settings | {"start": start(config)}
+
+
+def network_name(settings: dict[str, Any]) -> Any:
+    """`resnet18`, not the name of the function that builds it; the class where it has no name."""
+    return settings.get("model.name") or settings.get("model")
 
 
 def flatten(config: dict, prefix: str = "") -> dict[str, Any]:
@@ -69,6 +77,15 @@ def flatten(config: dict, prefix: str = "") -> dict[str, Any]:
         if len(flat) > MOST:
             raise ValueError(f"more than {MOST} settings")
     return flat
+
+
+def value_at(config: dict, key: str, default: Any = None) -> Any:
+    """The setting of a dotted key; older configurations may lack it."""
+    for name in key.split("."):
+        if not isinstance(config, dict) or name not in config:
+            return default
+        config = config[name]
+    return config
 
 
 def repeats_flat_key(key: str, flat: dict) -> bool:

@@ -4,8 +4,11 @@ import difflib
 import errno
 import re
 import traceback
+from itertools import zip_longest
+from typing import NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, InstantiationException, OverrideParseException
 from omegaconf import OmegaConf
@@ -15,7 +18,7 @@ from sparsereg.commands.overrides import CONFIG, parse
 from sparsereg.commands.values import COUNT, is_count
 from sparsereg.errors import UserError
 
-FLAGS = ("--multirun", "-m", "--help", "-h", "--hydra-help", "--version")
+FLAGS_WITH_VALUE = {"--cfg": "job", "-c": "job", "--info": "all", "-i": "all"}
 SWEEP_PLUGINS = ["joblib", "submitit_local", "submitit_slurm", "optuna"]
 SWEEPER = re.compile("/hydra_plugins/|/core_plugins/basic_sweeper|/core_plugins/basic_launcher")
 OPTUNAS = ("hydra.sweeper.n_trials", "hydra.sweeper.n_jobs")  # others are taken without a word
@@ -122,18 +125,35 @@ def check_arguments(arguments: list[str], config_name: str) -> list[str]:
     Raises:
         UserError: Hydra would take it without a word (`+misspelt=1`), or answer with a traceback.
     """
-    flags, overrides, remaining = [], [], iter(arguments)
-    for argument in remaining:
-        if argument in ("--cfg", "-c"):
-            flags += [argument, next(remaining, "job")]  # or hydra, all
-        elif argument.startswith("-"):
-            if argument not in FLAGS:
-                raise UserError(f"unknown option {argument}; settings are written KEY=VALUE")
-            flags.append(argument)
-        else:
-            check_argument(argument, config_name)
-            overrides.append(argument)
-    return flags + overrides
+    parser = get_args_parser()
+    parser.error = refuse_flag
+    arguments = with_values(arguments)
+    parsed = parser.parse_intermixed_args(arguments)
+    if parsed.experimental_rerun:
+        raise UserError("--experimental-rerun: runs here leave no pickled job; see resume_training")
+    if parsed.resolve and not parsed.cfg:
+        raise UserError("--resolve goes with --cfg: --cfg job --resolve")
+    if sum(map(bool, (parsed.multirun, parsed.cfg, parsed.info, parsed.shell_completion))) > 1:
+        raise UserError("--multirun, --cfg, --info and --shell-completion: one of them at a time")
+    flags = list(arguments)
+    for override in parsed.overrides:
+        flags.remove(override)
+        check_argument(override, config_name)
+    return flags + parsed.overrides
+
+
+def refuse_flag(message: str) -> NoReturn:
+    raise UserError(f"{message}; settings are written KEY=VALUE, --help lists them")
+
+
+def with_values(arguments: list[str]) -> list[str]:
+    """`--cfg` and `--info` with a value, which may be left out: `--cfg lambda_l0=1`."""
+    given = []
+    for argument, following in zip_longest(arguments, arguments[1:], fillvalue=""):
+        given.append(argument)
+        if argument in FLAGS_WITH_VALUE and ("=" in following or following[:1] in ("", "-")):
+            given.append(FLAGS_WITH_VALUE[argument])
+    return given
 
 
 def check_argument(argument: str, config_name: str) -> None:

@@ -26,7 +26,7 @@ def check_devices(trainer: DictConfig) -> None:
                 "use trainer=cpu, or add trainer.accelerator=cpu"
             )
         available = os.cpu_count()
-    on_gpu = accelerator != "cpu" and count_gpus(accelerator) > 0
+    on_gpu = not is_on_cpu(trainer)
     if trainer.precision == "16-mixed" and not on_gpu:
         raise UserError(
             "trainer.precision=16-mixed needs a GPU; on a CPU use bf16-mixed or 32-true"
@@ -40,6 +40,10 @@ def check_devices(trainer: DictConfig) -> None:
         raise UserError(f"trainer.devices={devices} must be a whole number of at least 1, or auto")
     if asked > available:
         raise UserError(f"trainer.devices={devices}: this machine has {available}")
+
+
+def is_on_cpu(trainer: DictConfig) -> bool:
+    return trainer.accelerator == "cpu" or count_gpus(trainer.accelerator) == 0
 
 
 def is_first_process() -> bool:
@@ -77,3 +81,9 @@ def check_compiler() -> None:
     """torch.compile writes C++, on a GPU too for what surrounds its kernels."""
     if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
         raise UserError("compile=true needs a C++ compiler: install g++ or clang++")
+
+
+def check_exporter(asked: str) -> None:
+    """Raise UserError where what was asked for, KEY=VALUE, needs packages that are not there."""
+    if not all(map(find_spec, ("onnx", "onnxruntime", "onnxscript"))):
+        raise UserError(f"{asked} needs: pip install -r requirements-export.txt")

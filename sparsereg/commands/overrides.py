@@ -13,10 +13,11 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from sparsereg.commands.comparable import flatten
-from sparsereg.commands.settings import Role, settings_with, to_plain
+from sparsereg.commands.settings import Role, roles_of, settings_with, to_plain
 from sparsereg.errors import UserError
 
 CONFIG = Path(__file__).parents[1] / "config"
+ASKED_ANEW = ("without_using_gate", "finetune_epochs", "finetune_lr")
 
 
 @functools.lru_cache(maxsize=1000)
@@ -80,3 +81,14 @@ def command_to_go_on(script: str, checkpoint: Path, *more: str) -> str:
         of_script = [key for key in again if script == "train.py" or key.startswith("data.")]
         words += [as_argument(OmegaConf.select(cfg, key), key) for key in sorted(of_script)]
     return " ".join(words)
+
+
+def command_again(*more: str) -> str:
+    """This line of train.py without what starts its run or is about gates, and with `more`."""
+    left_out = Role.STARTS | Role.OF_GATES
+    kept = [
+        override
+        for override in typed()
+        if not roles_of(key_of(override)) & left_out and key_of(override) not in ASKED_ANEW
+    ]
+    return " ".join(["python train.py", *map(shlex.quote, kept), *more])

@@ -15,7 +15,7 @@ from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
 from sparsereg.commands.checks import check_settings
-from sparsereg.commands.comparable import differences, flatten
+from sparsereg.commands.comparable import differences, flatten, value_at
 from sparsereg.commands.machine import check_devices, is_first_process
 from sparsereg.commands.overrides import (
     CONFIG,
@@ -271,7 +271,8 @@ def check_resumable(checkpoint: dict, cfg: DictConfig, is_finished: bool) -> Non
         )
     before, now = checkpoint["sparsereg"]["config"], to_plain(cfg)
     for key in settings_with(KEPT):
-        for name, old, new in differences({key: before.get(key, now[key])}, {key: now[key]}):
+        kept = value_at(now, key)
+        for name, old, new in differences({key: value_at(before, key, kept)}, {key: kept}):
             new, old = ("null" if value is None else value for value in (new, old))
             raise UserError(
                 f"{name}={new}, but the checkpoint was trained with {old}: a resumed run keeps it; "

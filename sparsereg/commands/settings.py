@@ -3,6 +3,7 @@
 A new setting is one row; every list of settings that the code needs is derived from the roles.
 """
 
+from collections.abc import Mapping
 from enum import Flag, auto
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ class Role(Flag):
     PATH = auto()  # the same file or folder, however it is written
     MACHINE = auto()  # where things lie, are logged or sent, and devices: never from a file
     BY_LAYER = auto()  # one value for all layers, or {pattern of names: value}
+    OF_FILES = auto()  # of the files that compact.py writes: without meaning in training
     AGAIN = auto()  # the same, and the result depends on it: a resumed run needs it again
 
 
@@ -52,10 +54,27 @@ SETTINGS: dict[str, Setting] = {
     "lambda_warmup": Setting(*v.NOT_NEGATIVE, NEEDS_GATES),
     "cost": Setting(*v.one_of(choices.COSTS), OF_GATES | KEPT),
     "target_sparsity": Setting(
-        v.or_null(v.by_layer(v.INSIDE_0_1)[0]),
-        "above 0 and below 1 (0.6 is 60 % less), {layers: such a number, …}, or null",
+        v.or_null(lambda value: v.is_rising(value) or v.by_layer(v.INSIDE_0_1)[0](value)),
+        "above 0 and below 1 (0.6 is 60 % less), {layers: such a number, …}, several that rise "
+        "([0.3,0.5,0.7]), or null",
         NEEDS_GATES | KEPT | BY_LAYER,
     ),
+    "target_params": Setting(*v.AMOUNT_OR_NULL, NEEDS_GATES | KEPT),
+    "target_macs": Setting(*v.AMOUNT_OR_NULL, NEEDS_GATES | KEPT),
+    "target_latency": Setting(*v.POSITIVE_OR_NULL, NEEDS_GATES | KEPT),
+    "target_speedup": Setting(
+        v.or_null(lambda value: v.is_number(value) and value > 1),
+        "a number above 1, or null",
+        NEEDS_GATES | KEPT,
+    ),
+    "max_drop": Setting(
+        v.or_null(lambda value: v.is_number(value) and 0 <= value < 100),
+        "points of accuracy from 0 to below 100, or null",
+        NEEDS_GATES | KEPT,
+        "ckpt_path",
+    ),
+    "probes": Setting(*v.COUNT, OF_GATES | NO_EFFECT, "max_drop"),
+    "probe_epochs": Setting(*v.COUNT_OR_NULL, OF_GATES | NO_EFFECT, "max_drop"),
     "target_warmup": Setting(*v.NOT_NEGATIVE_OR_NULL, *OF_TARGET),
     "settle_epochs": Setting(*v.NOT_NEGATIVE_OR_NULL, *OF_TARGET),
     "dual_lr": Setting(*v.POSITIVE_OR_NULL, *OF_TARGET),
@@ -71,7 +90,16 @@ SETTINGS: dict[str, Setting] = {
     ),
     "finetune_epochs": Setting(*v.COUNT_OR_0),
     "finetune_lr": Setting(*v.POSITIVE_OR_NULL, needs="finetune_epochs"),
-    "round_to": Setting(*v.COUNT, OF_GATES, "finetune_epochs"),
+    "round_to": Setting(
+        lambda value: value == "auto" or v.is_count(value),
+        "a whole number of at least 1, or auto",
+        OF_GATES,
+        "finetune_epochs",
+    ),
+    "int8": Setting(*v.BOOL, Role.OF_FILES | NO_EFFECT),
+    "normalise": Setting(
+        *v.one_of(choices.NORMALISE, "outside or inside"), Role.OF_FILES | NO_EFFECT
+    ),
     "seed": Setting(*v.SEED),
     "flip_tta": Setting(*v.BOOL),
     "output_dir": Setting(*v.TEXT, NO_EFFECT | PATH | MACHINE),
@@ -114,6 +142,10 @@ SETTINGS: dict[str, Setting] = {
     ),
     "data.crop_padding": Setting(*v.COUNT_OR_0),
     "data.cutout": Setting(*v.COUNT_OR_0),
+    "latency.batch": Setting(*v.COUNT, OF_GATES | KEPT),
+    "latency.backend": Setting(*v.one_of(choices.BACKENDS), OF_GATES | KEPT),
+    "latency.threads": Setting(*v.COUNT, OF_GATES | KEPT),
+    "latency.cache_dir": Setting(*v.TEXT, PATH | NO_EFFECT | MACHINE),
     "loss": Setting(*v.GROUP),
     "loss.label_smoothing": Setting(*v.FROM_0_BELOW_1),
     "loss.teacher": Setting(*v.TEXT_OR_NULL, PATH | AGAIN),
@@ -182,8 +214,33 @@ SETTINGS: dict[str, Setting] = {
     ),
     "out": Setting(v.is_text, "a folder"),
     "pictures": Setting(*v.COUNT_OR_0),
+    "images": Setting(v.or_null(v.is_text), "an image or a folder"),  # of predict.py
+    "csv": Setting(v.is_text, "a file"),
     "results": Setting(v.or_null(v.is_text), "a folder, like docs/results"),
 }
+
+
+BUDGETS = {  # what can be asked for, one at a time: the cost that it counts, if not `cost` says so
+    "target_sparsity": None,
+    "target_params": "params",
+    "target_macs": "macs",
+    "target_latency": "latency",
+    "target_speedup": "latency",
+    "max_drop": None,
+}
+
+
+def budget_of(cfg: Mapping[str, Any]) -> str | None:
+    """The setting that asks for a network; None: λ is set by hand."""
+    return next((key for key in BUDGETS if cfg.get(key) is not None), None)
+
+
+def with_cost(cfg: DictConfig) -> DictConfig:
+    """The settings with the cost that the budget counts; a resumed run's are in its checkpoint."""
+    counted = BUDGETS.get(budget_of(cfg))
+    if counted is None or cfg.resume_training:
+        return cfg
+    return OmegaConf.merge(cfg, {"cost": counted})
 
 
 def roles_of(key: str) -> Role:

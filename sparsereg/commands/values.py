@@ -1,12 +1,16 @@
 """What the value of a setting may be: (check, the words for it)."""
 
+import re
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from omegaconf import OmegaConf
 
 SMALLEST, LARGEST = 1.2e-38, 3.4e38  # of float32: below it is 0, above it is infinite
 INT32 = 2**31
+AMOUNT_TEXT = r"(\d{1,12}(?:\.\d{1,12})?)([kKMG]?)"
+UNITS = {"": 1, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
 MANY = 1000  # items of a list, characters of a text
 Check = Callable[[Any], bool]
 
@@ -80,6 +84,13 @@ def is_interval(value: Any) -> bool:
     return is_list_of(is_number, value) and len(value) == 2 and value[0] < value[1]
 
 
+def is_rising(value: Any) -> bool:
+    """Several shares, each above the one before."""
+    if not is_list_of(INSIDE_0_1[0], value) or len(value) < 2:
+        return False
+    return all(low < high for low, high in pairwise(value))
+
+
 def is_devices(value: Any) -> bool:
     if isinstance(value, str):
         return value in ("auto", "-1") or value.isdigit()
@@ -88,6 +99,21 @@ def is_devices(value: Any) -> bool:
 
 def is_index(value: Any) -> bool:
     return is_zero(value) or is_count(value)
+
+
+def is_amount(value: Any) -> bool:
+    """A whole number, perhaps with k or M behind it: 100k, 1.5M."""
+    if isinstance(value, str):
+        return re.fullmatch(AMOUNT_TEXT, value) is not None and amount(value) >= 1
+    return is_number(value) and value >= 1
+
+
+def amount(value: int | float | str) -> int:
+    """The number that an amount stands for."""
+    if not isinstance(value, str):
+        return int(value)
+    number, unit = re.fullmatch(AMOUNT_TEXT, value).groups()
+    return round(float(number) * UNITS[unit])
 
 
 def or_null(check: Check) -> Check:
@@ -119,6 +145,7 @@ GROUP_OR_NULL = (or_null(is_group), "left as it is, or null")
 BOOL = (is_bool, "true or false")
 BOOL_OR_NULL = (or_null(is_bool), "true, false or null")
 COUNT = (is_count, "a whole number of at least 1")
+COUNT_OR_NULL = (or_null(is_count), "a whole number of at least 1, or null")
 COUNT_OR_0 = (is_index, "a whole number of at least 0")
 POSITIVE = (is_positive, "a positive number")
 POSITIVE_OR_NULL = (or_null(is_positive), "a positive number, or null")
@@ -127,6 +154,7 @@ NOT_NEGATIVE_OR_NULL = (or_null(NOT_NEGATIVE[0]), "a number of at least 0, or nu
 INSIDE_0_1 = (lambda v: is_positive(v) and v < 1, "above 0 and below 1")
 SHARE = (lambda v: is_positive(v) and v <= 1, "above 0 and at most 1")
 FROM_0_BELOW_1 = (lambda v: is_number(v) and 0 <= v < 1, "from 0 to below 1")
+AMOUNT_OR_NULL = (or_null(is_amount), "a number of at least 1, like 100000, 100k or 20M, or null")
 SEED = (
     lambda v: is_zero(v) or (isinstance(v, int) and not is_bool(v) and 0 < v < 2**32),
     "a whole number from 0 to 4294967295",

@@ -9,8 +9,11 @@ import json
 import os
 from pathlib import Path
 
+import yaml
+
 from sparsereg.commands.comparable import reported_settings
 from sparsereg.errors import UserError, printable
+from sparsereg.files import read_text
 from sparsereg.runs.folder import (
     read_config,
     read_latency,
@@ -20,6 +23,7 @@ from sparsereg.runs.folder import (
 )
 from sparsereg.runs.records import RESULTS, Run, natural, read_records
 
+SOLUTIONS = "optimization_results.yaml"  # what Optuna's sweeper leaves in its folder
 FILES = {"config.yaml", "summary.json", "metrics.csv"}  # a folder with one of them is a run
 
 
@@ -63,7 +67,7 @@ def read_record(file: Path) -> list[Run]:
 
 
 def read_folders(root: Path, roots: list[Path]) -> list[Run]:
-    runs = []
+    runs, solutions = [], []
 
     def unreadable(error: OSError) -> None:
         name = printable(error.filename)
@@ -76,7 +80,24 @@ def read_folders(root: Path, roots: list[Path]) -> list[Run]:
             name = str(folder.relative_to(root)).replace("lightning_logs/", "")
             run = Run(printable(folder.name if name == "." else name), folder)
             runs.append(read_run(run, roots))
+        elif SOLUTIONS in files:
+            solutions.append(Path(path))
+    for folder in solutions:
+        try:
+            mark_solutions(folder, runs)
+        except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError) as error:
+            runs.append(Run(printable(folder), folder, "broken", one_line(SOLUTIONS, error)))
     return runs
+
+
+def mark_solutions(folder: Path, runs: list[Run]) -> None:
+    """The runs below a sweep's folder that Optuna's file names, by what came out of them; a search
+    for one number has a best trial and no solutions."""
+    found = yaml.load(read_text(folder / SOLUTIONS, most=2**20), yaml.CSafeLoader)
+    values = {tuple(map(float, solution["values"])) for solution in found.get("solutions", ())}
+    for run in runs:
+        results = run.results.get("val_acc"), run.results.get("sparsity")
+        run.is_solution |= results in values and folder in run.folder.parents
 
 
 def read_run(run: Run, roots: list[Path]) -> Run:

@@ -8,9 +8,16 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from sparsereg.errors import printable
-from sparsereg.runs.pictures import STYLE, accuracy_picture, run_pictures
+from sparsereg.runs.html_table import by_network, html_table
+from sparsereg.runs.pictures import (
+    STYLE,
+    accuracy_picture,
+    like_published,
+    number_points,
+    run_pictures,
+)
 from sparsereg.runs.records import Run
-from sparsereg.runs.table import Row, differing_settings, setting_text, settings_text, table
+from sparsereg.runs.table import Row, differing_settings, settings_text
 
 HEAD = """<!DOCTYPE html>
 <html lang="en">
@@ -20,16 +27,36 @@ HEAD = """<!DOCTYPE html>
 <title>Runs</title>
 <style>
 :root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 90rem; margin: 1rem auto; padding: 0 1rem; }
-.wide { overflow-x: auto; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 1rem auto; padding: 0 1rem; }
 table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.3rem 0.6rem; border-bottom: 1px solid #8886; }
-th, td { text-align: left; white-space: nowrap; }
+th, td { text-align: left; vertical-align: top; }
+.what, .file, details p { overflow-wrap: anywhere; }
+.what, .file { display: block; min-width: 9rem; }
+.file { font-size: 0.88em; opacity: 0.7; }
+tr:target { background: #fd06; }
 .pictures { display: flex; flex-wrap: wrap; gap: 1rem; }
 figure { margin: 0; flex: 0 1 auto; }
-img { width: 100%; height: auto; background: white; border-radius: 4px; }
-figcaption, .note { font-size: 0.85rem; opacity: 0.8; }
+img, svg { width: 100%; height: auto; background: white; border-radius: 4px; }
+figcaption, .note, summary, details p { font-size: 0.85rem; opacity: 0.8; }
 li { overflow-wrap: anywhere; }
+@media (max-width: 40rem) {
+  th, td { padding: 0.3rem; }
+  .wide { display: none; }
+  .what { display: -webkit-box; -webkit-box-orient: vertical; overflow: hidden; }
+  tr:not(:target) .what { -webkit-line-clamp: 4; }
+}
+@media print {
+  @page { size: A4 landscape; margin: 12mm; }
+  body { max-width: none; margin: 0; font-size: 9pt; }
+  table { font-size: 7pt; }
+  th, td { padding: 0.15rem 0.3rem; }
+  .what, .file { min-width: 30rem; }
+  a { color: inherit; text-decoration: none; }
+  tr, figure, h3 { break-inside: avoid; }
+  h2, h3, .note { break-after: avoid; }
+  figure { max-width: 45%; }
+}
 </style>
 </head>
 <body>
@@ -44,39 +71,41 @@ def page(runs: list[Run], rows: list[Row], pictures: int) -> str:
         f"<p>{', '.join(f'{n} {status}' for status, n in counts.items())}. Runs that differ in "
         "their seed alone make one row: mean ± standard deviation; the checkpoint is that of the "
         "highest validation accuracy.</p>",
-        html_table(table(rows)),
     ]
     with mpl.rc_context(STYLE):
-        if pictures and rows:
-            parts += ["<h2>Accuracy and sparsity</h2>", accuracy_figures(rows)]
+        for name, own in by_network(rows).items():
+            parts.append(comparison(name, own, with_picture=pictures > 0))
         drawn, problems = pictures_of_runs(runs, pictures, differing_settings(rows))
-    noted = [f"{run.name} ({run.status}): {run.why}" for run in runs if run.why] + problems
-    if noted:
-        items = "".join(f"<li>{escape(note)}</li>" for note in noted)
-        parts += ["<h2>Unfinished, broken, incomplete</h2>", f"<ul>{items}</ul>"]
+    for status, noted in (
+        ("unfinished", notes(runs, "unfinished")),
+        ("broken or incomplete", notes(runs, "broken", "finished") + problems),
+    ):
+        if noted:
+            items = "".join(f"<li>{escape(note)}</li>" for note in noted)
+            title = f"{len(noted)} {status}: what is known of them"
+            parts.append(f"<details><summary>{title}</summary><ul>{items}</ul></details>")
     return "\n".join([*parts, *drawn, "</body>\n</html>\n"])
 
 
-def html_table(cells: list[list[str]]) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in cells[0])
-    lines = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in cells[1:]]
-    body = "\n".join(f"<tr>{line}</tr>" for line in lines)
-    return f'<div class="wide"><table>\n<tr>{head}</tr>\n{body}\n</table></div>'
+def notes(runs: list[Run], *statuses: str) -> list[str]:
+    return [f"{r.name} ({r.status}): {r.why}" for r in runs if r.why and r.status in statuses]
 
 
-def accuracy_figures(rows: list[Row]) -> str:
-    """One for each data set: accuracies of different ones do not compare."""
-    by_data: dict[str, list[Row]] = {}
-    for row in rows:
-        data = setting_text(row.settings.get("data.name") or row.settings.get("data", ""))
-        by_data.setdefault(data, []).append(row)
-    return side_by_side(
-        {
-            f"{data}: test accuracy against sparsity; bars: standard deviation over "
-            "seeds": accuracy_picture({"runs": rows})
-            for data, rows in by_data.items()
-        }
-    )
+def comparison(name: str, rows: dict[int, Row], with_picture: bool) -> str:
+    """One network on one data set, with a front of its own. A point alone is drawn where the
+    published ones are beside it."""
+    parts = [f"<h2>{escape(name)}</h2>", html_table(rows)]
+    if with_picture and (len(rows) > 1 or any(map(like_published, rows.values()))):
+        with mpl.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
+            figure = accuracy_picture({"runs": list(rows.values())})
+            number_points(figure, rows)
+            caption = (
+                f"{name}: test accuracy against sparsity; numbers: the row of the table; "
+                "bars: standard deviation over seeds"
+            )
+            drawn = html_figure(figure, caption, as_svg=True)
+        parts.append(f'<div class="pictures">{drawn}</div>')
+    return "\n".join(parts)
 
 
 def pictures_of_runs(runs: list[Run], limit: int, keys: list[str]) -> tuple[list[str], list[str]]:
@@ -102,13 +131,19 @@ def side_by_side(pictures: dict[str, Figure]) -> str:
     return f'<div class="pictures">{"".join(figures)}</div>'
 
 
-def html_figure(figure: Figure, caption: str) -> str:
+def html_figure(figure: Figure, caption: str, as_svg: bool = False) -> str:
+    """In a page: as a picture, or as SVG, whose points can lead somewhere."""
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=144)
-    image = base64.b64encode(content.getvalue()).decode()
+    if as_svg:
+        figure.savefig(content, format="svg", metadata={"Date": None})
+        drawn = content.getvalue().decode().partition("<svg")
+        shown = f'<svg role="img" aria-label="{escape(caption)}"{drawn[2]}'
+    else:
+        figure.savefig(content, format="png", dpi=144)
+        image = base64.b64encode(content.getvalue()).decode()
+        shown = f'<img alt="{escape(caption)}" src="data:image/png;base64,{image}">'
     width = f"{figure.get_figwidth() * 5.4}rem"
     return (
-        f'<figure style="flex-basis: {width}">'
-        f'<img alt="{escape(caption)}" src="data:image/png;base64,{image}">'
+        f'<figure style="flex-basis: {width}">{shown}'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )

@@ -20,6 +20,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 STYLE = {"svg.hashsalt": "sparsereg", "font.family": "DejaVu Sans", "font.size": 9}
 PUBLISHED = CONFIG.parents[1] / "docs" / "results" / "published.csv"
 PUBLISHED_MACS = 79_643_904  # of the dense network there, on one 32x32 image
+CURVES = {"L_C0": (COLORS[0], ""), "sparsity": (COLORS[1], "o")}
 OPENS = -math.log(11)  # ln α above which a gate is open
 
 
@@ -52,6 +53,28 @@ def accuracy_picture(series: dict[str, list[Row]]) -> Figure:
     return figure
 
 
+def number_points(figure: Figure, rows: dict[int, Row]) -> None:
+    """Write the number of its row at each point; in an SVG both lead to it."""
+    [ax] = figure.axes
+    for number, row in rows.items():
+        place = row.mean_sd("sparsity")[0], 100 * row.mean_sd("test_acc")[0]
+        link = f"#row-{number}"
+        ax.scatter(*place, s=150, alpha=0, urls=[link], zorder=4)
+        offset = {"xytext": (5, 4), "textcoords": "offset points", "zorder": 5}
+        ax.annotate(str(number), place, fontsize=8, url=link, **offset)
+
+
+def draw_sizes(rows: list[dict], file: Path) -> None:
+    """Test accuracy against the measured milliseconds of several cut networks."""
+    first = rows[0]
+    figure, ax = new_picture(f"ms, batch {first['batch']}, {first['backend']}", "test accuracy, %")
+    ax.plot([row["ms"] for row in rows], [100 * row["test_acc"] for row in rows], "o-")
+    for row in rows:
+        place = row["ms"], 100 * row["test_acc"]
+        ax.annotate(f"{row['target']:g}", place, (4, 4), textcoords="offset points", fontsize=8)
+    figure.savefig(file)
+
+
 def percent(numbers: tuple[float, float]) -> tuple[float, float]:
     return 100 * numbers[0], 100 * numbers[1]
 
@@ -71,24 +94,26 @@ def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, flo
 
 
 def run_pictures(run: Run) -> dict[str, Figure]:
-    """Captions and pictures of what there is of a run.
+    """Captions and pictures of what there is of a run, but for curves of a single point.
 
     Raises:
         OSError, ValueError, LookupError: one of its files is not what it should be.
     """
     pictures = {}
-    if (metrics := run.folder / "metrics.csv").exists():
-        pictures["L_C0 and sparsity"] = curves_picture(read_csv(metrics))
+    if (file := run.folder / "metrics.csv").exists():
+        metrics = read_csv(file)
+        if any(sum(bool(row.get(tag)) for row in metrics) > 1 for tag in CURVES):
+            pictures["L_C0 and sparsity"] = curves_picture(metrics)
     if run.open_channels:
         pictures["open channels at the end"] = channels_picture(run.open_channels)
-    if (counts := run.folder / "qz_loga.csv").exists():
-        pictures["gates by ln α; open above the line"] = gates_picture(read_csv(counts))
+    if (file := run.folder / "qz_loga.csv").exists() and len(counts := read_csv(file)) > 1:
+        pictures["gates by ln α; open above the line"] = gates_picture(counts)
     return pictures
 
 
 def curves_picture(metrics: list[dict[str, str]]) -> Figure:
     figure, ax = new_picture("step", "share")
-    for tag, color, marker in (("L_C0", COLORS[0], ""), ("sparsity", COLORS[1], "o")):
+    for tag, (color, marker) in CURVES.items():
         logged = [row for row in metrics if row.get(tag)]
         steps, values = [int(r["step"]) for r in logged], [float(r[tag]) for r in logged]
         ax.plot(steps, values, marker=marker, ms=3, color=color, label=tag)

@@ -39,6 +39,7 @@ class Run:
     settings: dict[str, Any] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
     open_channels: dict[str, int] = field(default_factory=dict)
+    is_solution: bool = False  # one of those that Optuna's sweeper names
 
 
 def natural(name: str) -> list[str]:

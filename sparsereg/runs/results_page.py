@@ -11,6 +11,9 @@ rows to compare with, and notes.yaml, the words:
         rows: […]                see `sparsereg.runs.result_table`
         spread: sd               or interval
 
+    pages:                       the same for pages of their own beside the folder, NAME.md
+      NAME: …
+
 A section with `rows` takes runs of any record, and the published rows that have its NAME. One
 without is the record NAME.csv itself, its settings in a cell; so is a record that no section names.
 """
@@ -44,7 +47,7 @@ PLAIN = {  # columns of a table of settings: result, (factor, format)
 
 
 def write_results(folder: Path) -> list[Path]:
-    """Write FOLDER.md and FOLDER.svg beside the folder; return their paths.
+    """Write FOLDER.md, FOLDER.svg and the other pages beside the folder; return their paths.
 
     Raises:
         UserError: notes.yaml or published.csv is missing or wrong, or a record is damaged.
@@ -53,16 +56,20 @@ def write_results(folder: Path) -> list[Path]:
         notes = yaml.safe_load((folder / "notes.yaml").read_text(encoding="utf-8"))
         published = read_csv(folder / "published.csv")
         records = read_all(folder)
-        content = results_page(folder.name, notes, published, records)
+        pages = {folder.name: results_page(folder.name, notes, published, records)}
+        for name, section in notes.get("pages", {}).items():
+            pages[name] = other_page(folder.name, section, records)
     except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"results={folder} cannot be read ({reason})") from None
-    page, picture = folder.with_suffix(".md"), folder.with_suffix(".svg")
-    page.write_text(content, encoding="utf-8")
+    written = [folder.with_name(f"{name}.md") for name in pages]
+    for page, content in zip(written, pages.values(), strict=True):
+        page.write_text(content, encoding="utf-8")
+    picture = folder.with_suffix(".svg")
     with mpl.rc_context(STYLE):
         figure = accuracy_picture(series(notes, records))
         figure.savefig(picture, metadata={"Date": None})
-    return [page, picture]
+    return [*written, picture]
 
 
 def read_all(folder: Path) -> Records:
@@ -75,11 +82,21 @@ def read_all(folder: Path) -> Records:
     return {name: runs for name, runs in found.items() if runs}
 
 
-def results_page(folder: str, notes: dict, published: list[dict], records: Records) -> str:
+def written_by(folder: str) -> str:
     command = f"`python report.py results=docs/{folder}`"
+    return f"{command} writes this page from the CSV files in [{folder}]({folder})."
+
+
+def other_page(folder: str, section: dict, records: Records) -> str:
+    parts = [f"# {section['title']}", section["notes"], *results_section(section, [], records)]
+    parts.append(written_by(folder))
+    return "\n\n".join(part.strip() for part in parts).replace("{folder}", folder) + "\n"
+
+
+def results_page(folder: str, notes: dict, published: list[dict], records: Records) -> str:
     parts = [
         "# Results",
-        f"{command} writes this page from the CSV files in [{folder}]({folder}).",
+        written_by(folder),
         notes["intro"],
         f"![Test accuracy against sparsity]({folder}.svg)",
     ]
@@ -108,7 +125,9 @@ def results_section(section: dict, published: list[dict], records: Records) -> l
     if spread not in SPREADS:
         raise ValueError(f"spread: {spread} must be one of {', '.join(SPREADS)}")
     results, missing = find_results(section["rows"], by_name(records))
-    parts = [markdown(result_table(results, published, spread))]
+    parts = []
+    if results or published:
+        parts.append(markdown(result_table(results, published, spread)))
     if missing:
         parts.append(f"Not run yet: {'; '.join(missing)}.")
     return parts

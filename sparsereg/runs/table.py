@@ -13,11 +13,13 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from sparsereg.commands.comparable import network_name
+from sparsereg.commands.settings import BUDGETS
 from sparsereg.errors import printable
 from sparsereg.runs.records import Run, natural
 
 LONGEST = 200  # characters of a cell
-BEFORE = ("data", "data.name", "model", "start", "lambda_l0", "target_sparsity", "cost")
+BEFORE = ("optuna", "data", "data.name", "model", "start", "lambda_l0", *BUDGETS, "cost")
 AFTER = (  # the results, in this order, then the other settings by name
     *("droprate_init", "gate_lr", "trainer.max_epochs", "optimizer", "optimizer.lr", "scheduler"),
 )
@@ -39,7 +41,12 @@ class Row:
 
     def __init__(self, runs: list[Run]):
         self.runs = runs
-        self.settings = {k: v for k, v in runs[0].settings.items() if k != "seed"}
+        settings = runs[0].settings
+        self.settings = {k: v for k, v in settings.items() if k not in ("seed", "model.name")}
+        if "model" in settings:
+            self.settings["model"] = network_name(settings)
+        if any(run.is_solution for run in runs):
+            self.settings["optuna"] = "solution"
 
     def mean_sd(self, result: str) -> tuple[float | None, float]:
         """Mean and standard deviation over the runs; None if no run has the result."""
@@ -73,12 +80,20 @@ def group_seeds(runs: Iterable[Run]) -> list[Row]:
 def differing_settings(rows: list[Row]) -> list[str]:
     """Keys that have different values. Older runs may lack a key: that is no difference."""
     values: dict[str, set[str]] = {}
+    if any("optuna" in row.settings for row in rows):
+        values["optuna"] = {"solution", ""}  # a row that is none has no such key
     for row in rows:
         for key, value in row.settings.items():
             values.setdefault(key, set()).add(json.dumps(value))
     differing = {key for key, seen in values.items() if len(seen) > 1}
     first = BEFORE + AFTER
     return [k for k in first if k in differing] + sorted(differing - set(first))
+
+
+def constant_settings(rows: list[Row]) -> dict[str, Any]:
+    """What all rows have in common, but for what is not set."""
+    settings, differing = rows[0].settings, {*differing_settings(rows)}
+    return {k: v for k, v in sorted(settings.items()) if k not in differing and v is not None}
 
 
 def table(rows: list[Row], with_checkpoint: bool = True) -> list[list[str]]:

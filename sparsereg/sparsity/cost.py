@@ -52,7 +52,9 @@ class ExpectedCost(nn.Module):
         channels = ChannelGraph(net, torch.zeros(1, *image_shape))
         self.num_gates = sum(len(gate.qz_loga) for gate in gate_layers(net).values())
         presences = Presences(channels)
-        rows = [row for node in channels.kinds for row in terms(channels, presences, node)]
+        found = [(node, row) for node in channels.kinds for row in terms(channels, presences, node)]
+        rows = [row for _, row in found]
+        self.term_layers = [node.target for node, _ in found]  # the name of each term's layer
         names = ("inputs", "outputs", "readers", "per_pair", "per_output")
         for name, column in zip(names, zip(*rows, strict=True), strict=True):
             self.register_buffer(name, torch.stack(column).float(), persistent=False)
@@ -68,7 +70,7 @@ class ExpectedCost(nn.Module):
         groups.append(torch.empty(0, dtype=torch.long))  # pad_sequence wants one
         padded = pad_sequence(groups, batch_first=True, padding_value=self.num_gates)[:-1]
         self.register_buffer("bottlenecks", padded, persistent=False)  # (groups, largest)
-        self.dense = self.count(torch.ones(self.num_gates))
+        self.dense = ExpectedCost.count(self, torch.ones(self.num_gates))
         shares = self.group_sizes / self.dense["weights"]
         self.register_buffer("group_shares", shares, persistent=False)
 
@@ -133,14 +135,19 @@ class ExpectedCost(nn.Module):
     def totals(self, prob_open: Tensor) -> Tensor:
         """Expected parameters and multiply-adds, (2,)."""
         with torch.autocast(prob_open.device.type, enabled=False):
+            inputs, outputs = self.widths(prob_open)
+            return (inputs * outputs) @ self.per_pair + outputs @ self.per_output
+
+    def widths(self, prob_open: Tensor) -> tuple[Tensor, Tensor]:
+        """The expected inputs and outputs of each term, (terms,) each."""
+        with torch.autocast(prob_open.device.type, enabled=False):
             p = torch.cat([prob_open.new_ones(1), prob_open])[self.order]  # (1 + gates,)
             below_1 = p.clamp(max=1 - torch.finfo(p.dtype).eps)  # for the logarithm
             none_open = torch.exp(self.readers @ torch.log1p(-below_1))  # (terms,)
             outputs = (self.outputs @ p) * (1 - none_open)
             if self.selects_features:  # each is there with its channel only
                 p = p * p[self.channel_gate]
-            pairs = (self.inputs @ p) * outputs
-            return pairs @ self.per_pair + outputs @ self.per_output
+            return self.inputs @ p, outputs
 
 
 def highest(values: Tensor, groups: Tensor, number: int) -> Tensor:

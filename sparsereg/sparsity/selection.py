@@ -12,6 +12,7 @@ from sparsereg.sparsity.cost import ExpectedCost
 GUARDED = -1.6  # ln α of a gate that is kept open: P(z ≠ 0) = 1/2 at β = 2/3
 OPEN, CLOSED = 6.0, -10.0  # ln α of settled gates, which draw hardly anything but 1, or 0
 CLOSE_ENOUGH = 0.001  # to a target, about one channel of GoogleNet; at most 1 % of what remains
+TRIED = 50  # gates of which one more is closed where a target must be reached
 
 
 @torch.no_grad()
@@ -26,7 +27,13 @@ def reopen(net: nn.Module, cost: ExpectedCost, number: int) -> None:
 
 
 def choose_open(
-    qz_loga: Tensor, cost: ExpectedCost, name: str, target: float, min_open: int
+    qz_loga: Tensor,
+    cost: ExpectedCost,
+    name: str,
+    target: float,
+    min_open: int,
+    reach: bool = False,
+    tries: int | None = None,
 ) -> Tensor:
     """The gates that stay open so that the cut network has the target sparsity, (gates,).
 
@@ -41,6 +48,8 @@ def choose_open(
         target: sparsity in (0, 1).
         min_open: gates that stay open, at least, in each of the bottlenecks of `cost`: those with
             the highest ln α or, if the target cannot be reached so, the cheapest.
+        reach: the sparsity must be the target at least, not only as near as can be.
+        tries: so many gates are tried in place of those that are passed over; None: all.
     """
 
     qz_loga = qz_loga.cpu()
@@ -53,7 +62,7 @@ def choose_open(
     def sparsity(closed: list[int]) -> float:
         return sparsity_without(closed, cost, name)
 
-    return all_but(close(candidates, target, sparsity), cost.num_gates)
+    return all_but(close(candidates, target, sparsity, reach, tries), cost.num_gates)
 
 
 def choose_open_by_layer(
@@ -80,18 +89,26 @@ def choose_open_by_layer(
 
 
 def close(
-    candidates: list[int], target: float, sparsity: Callable[[list[int]], float]
+    candidates: list[int],
+    target: float,
+    sparsity: Callable[[list[int]], float],
+    reach: bool = False,
+    tries: int | None = None,
 ) -> list[int]:
     """Those of the candidates, in their order, that have to close for the target."""
     by_count = range(len(candidates) + 1)
     first = bisect_right(by_count, target, key=lambda n: sparsity(candidates[:n])) - 1
     closed, too_much = candidates[:first], candidates[: first + 1]
     enough = min(CLOSE_ENOUGH, 0.01 * (1 - target))
-    for gate in candidates[first:]:
+    for gate in candidates[first:][:tries]:
         if target - sparsity(closed) <= enough:
             break
         if sparsity([*closed, gate]) <= target:
             closed.append(gate)
+    if reach and sparsity(closed) < target:
+        more = [gate for gate in candidates[first:] if gate not in closed][:TRIED]
+        enough = [c for g in more if sparsity(c := [*closed, g]) >= target]
+        return min([*enough, too_much], key=sparsity)
     return min(closed, too_much, key=lambda c: abs(sparsity(c) - target))
 
 

@@ -1,7 +1,9 @@
 """What keeps a run on its way: its seed, finite weights, signals, gates that move."""
 
+import math
 import signal
 import sys
+from collections.abc import Callable
 from datetime import timedelta
 
 import numpy as np
@@ -82,6 +84,35 @@ def strategy_of(cfg: DictConfig) -> str | PatientDDP:
     return trainer.strategy
 
 
+def check_length(cfg: DictConfig, data: pl.LightningDataModule, scheduler: Callable) -> None:
+    """Raise UserError for a run that is too short, before it has a folder.
+
+    Args:
+        cfg: its settings.
+        data: set up.
+        scheduler: of `schedules`, with its settings.
+    """
+    trainer = cfg.trainer
+    devices = trainer.devices * trainer.num_nodes if isinstance(trainer.devices, int) else 1
+    used = {}
+    for split in ("train", "val", "test"):
+        size = data.batch_size if split == "train" else data.eval_batch_size
+        images = len(getattr(data.splits, split).labels) // max(devices, 1)
+        batches = images // size if split == "train" else math.ceil(images / size)
+        limit = trainer[f"limit_{split}_batches"]
+        used[split] = batches if limit is None else min(limit, batches)
+        if isinstance(limit, float):
+            used[split] = int(limit * batches)
+        if used[split] == 0:
+            raise UserError(
+                f"trainer.limit_{split}_batches={limit} of {batches} batches is none: "
+                f"use {math.ceil(1e4 / batches) / 1e4:g} or more"
+            )
+    epochs = min(trainer.max_epochs, cfg.finetune_epochs or trainer.max_epochs)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    scheduler(optimizer, math.ceil(used["train"] / trainer.accumulate_grad_batches) * epochs)
+
+
 class StopOnSignals(pl.Callback):
     """Ctrl-C and SIGTERM end the run with exit code 130 or 143, and say how to go on; so do a disk
     or a folder that is gone.
@@ -118,7 +149,7 @@ class StopOnSignals(pl.Callback):
 
 
 class StillGates(pl.Callback):
-    """Warns once, after a tenth of the run, if no gate is on its way.
+    """Warns once if no gate is on its way, after a tenth of the run and once their rate has peaked.
 
     With a target, whose λ is still being found then, after its warm-up. Runs of fewer than 100
     steps are left alone.
@@ -128,26 +159,32 @@ class StillGates(pl.Callback):
 
     def __init__(self):
         self.start: torch.Tensor | None = None
+        self.asked = False
+        self.step, self.rate = 0, 0.0  # of the last step of the optimizer
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.start is None and pl_module.gated:
             self.start = self.prob_open(pl_module)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int) -> None:
-        if not pl_module.gated:
+        steps, step = pl_module.total_steps, trainer.global_step
+        if not pl_module.gated or self.asked or steps < 100 or step == self.step:
             return
-        constraint, steps = pl_module.constraint, pl_module.total_steps
+        rate = trainer.optimizers[0].param_groups[-1]["lr"]
+        is_rising = rate > self.rate
+        self.step, self.rate = step, rate
+        constraint = pl_module.constraint
         when = int(max(0.0 if constraint is None else constraint.warmup, 0.1) * steps)
-        if steps < 100 or trainer.global_step != when:
+        if step < when or is_rising:
             return
+        self.asked = True
         moved = (self.prob_open(pl_module) - self.start).abs().max().item()
         lambda_l0 = pl_module.weight_of_cost().max().item()
         if moved < self.MOVED and lambda_l0 > 0:
-            rate = trainer.optimizers[0].param_groups[-1]["lr"]
             rank_zero_warn(
-                f"the gates are not moving: after {when} of {steps} steps no P(z != 0) has left "
-                f"its start by {self.MOVED} (the farthest by {moved:.4f}). Unless their rate, "
-                f"{rate:.2g} now, is yet to rise, raise gate_lr or lambda_l0 ({lambda_l0:.3g} now)."
+                f"the gates are not moving: after {step} of {steps} steps no P(z != 0) has left "
+                f"its start by {self.MOVED} (the farthest by {moved:.4f}); raise gate_lr "
+                f"({rate:.2g} now) or lambda_l0 ({lambda_l0:.3g} now)"
             )
 
     @staticmethod
@@ -155,7 +192,8 @@ class StillGates(pl.Callback):
         return pl_module.prob_open(pl_module.net.qz_loga().detach()).cpu()
 
     def state_dict(self) -> dict:
-        return {"start": self.start}
+        return {"start": self.start, "asked": self.asked}
 
     def load_state_dict(self, state_dict: dict) -> None:
         self.start = state_dict["start"]
+        self.asked = state_dict.get("asked", False)

@@ -10,9 +10,10 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from sparsereg.errors import UserError
-from sparsereg.model.basic_l0_blocks import gate_layers, prob_nonzero
+from sparsereg.model.basic_l0_blocks import gate_layers
+from sparsereg.sparsity.objective import GateObjective
 from sparsereg.training.loss import ClassificationLoss
-from sparsereg.training.objective import GateObjective
+from sparsereg.training.schedules import param_groups
 
 Batch = tuple[Tensor, Tensor]  # images (N, C, H, W), labels (N,)
 
@@ -57,7 +58,8 @@ class L0Module(pl.LightningModule):
             self.expected_cost = objective.expected_cost
             self.constraint = objective.constraint
             self.layer_cost = objective.layer_cost
-            self.train_costs = compiled(objective.costs) if compile else objective.costs
+            if compile:
+                objective.costs = compiled(objective.costs)
         self.flip_tta = flip_tta
         self.record = record
         # none of them checks its arguments, for which a GPU would have to be waited for
@@ -92,39 +94,17 @@ class L0Module(pl.LightningModule):
 
     def penalty(self, qz_loga: Tensor) -> Tensor:
         """λ · E[cost], summed over layers that have their own, (); logged."""
-        costs, self.expected = self.train_costs(self.prob_open(qz_loga))
-        lambda_l0 = self.weight_of_cost().to(self.expected.device)
-        weighed = lambda_l0 * self.expected
-        self.expected = self.expected.detach()
-        self.log_gates(costs, lambda_l0)
-        return weighed.sum()
-
-    def log_gates(self, costs: dict[str, Tensor], lambda_l0: Tensor) -> None:
-        """In the steps that loggers write, and for the line of an epoch in its last: Lightning
-        takes milliseconds for them, as a small network for the step."""
-        is_logged = (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0
-        if not is_logged and not self.trainer.is_last_batch:
-            return
-        weights = {"lambda_l0": lambda_l0}
-        if self.layer_cost is not None:
-            names = [f"lambda_l0/{pattern}" for pattern in self.layer_cost.patterns]
-            weights = dict(zip(names, lambda_l0, strict=True))
-        sparsity = {f"expected_sparsity/{name}": 1 - e for name, e in costs.items()}
-        self.log("L_C0", costs["channels"], on_step=True, prog_bar=True)
-        self.log_dict(weights | sparsity, on_step=True)
+        penalty = self.objective.penalty(qz_loga)
+        log_gates(self, self.objective)
+        return penalty
 
     def prob_open(self, qz_loga: Tensor) -> Tensor:
         """P(z ≠ 0) of each gate, (gates,)."""
-        return prob_nonzero(qz_loga, self.net.temperature)
-
-    @property
-    def progress(self) -> float:
-        """Share of the run that is done, in [0, 1]."""
-        return self.trainer.global_step / self.total_steps
+        return self.objective.prob_open(qz_loga)
 
     def weight_of_cost(self) -> Tensor:
         """λ of this step."""
-        return self.objective.weight_of_cost(self.progress)
+        return self.objective.weight_of_cost()
 
     @property
     def settled(self) -> bool:
@@ -133,15 +113,16 @@ class L0Module(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         if self.gated:
-            self.objective.settle(self.net, self.progress)
+            self.objective.done = self.trainer.global_step
+            self.objective.settle_in_time()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.gated:
-            self.objective.before_step(self.net, self.expected, self.progress)
+            self.objective.before_step()
 
     def on_train_batch_end(self, outputs: dict, batch: Batch, batch_idx: int) -> None:
         if self.gated:
-            self.objective.after_step(self.net)
+            self.objective.after_step()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.evaluation_step(batch, "val", self.val_acc)
@@ -170,16 +151,11 @@ class L0Module(pl.LightningModule):
 
     def configure_optimizers(self) -> dict:
         self.total_steps = int(self.trainer.estimated_stepping_batches)
-        gates = [p for name, p in self.net.named_parameters() if name.endswith("qz_loga")]
-        weights = [p for name, p in self.net.named_parameters() if not name.endswith("qz_loga")]
-        groups = [{"params": weights, "name": "weights"}]
-        if gates:  # decay would pull ln α to 0, a gate half open
-            groups.append({"params": gates, "name": "gates", "weight_decay": 0.0})
         try:
-            optimizer = self.optimizer(groups)
+            optimizer = self.optimizer(param_groups(self.net))
         except ValueError as error:  # torch's checks, as of Nesterov without momentum
             raise UserError(f"optimizer: {error}") from error
-        if gates:
+        if self.gated:
             self.objective.plan(self.trainer.max_epochs, self.total_steps)
             gate_group = optimizer.param_groups[-1]
             gate_group["lr"] = self.objective.rate(gate_group["lr"])
@@ -196,6 +172,22 @@ class L0Module(pl.LightningModule):
                 f"the checkpoint's one-cycle schedule was planned for {planned} steps and this run "
                 f"has {steps}: resume with the same trainer.max_epochs and data"
             )
+
+
+def log_gates(module: pl.LightningModule, objective: GateObjective) -> None:
+    """L_C0, λ and the expected sparsities, in the steps that loggers write, and for the line of an
+    epoch in its last: Lightning takes milliseconds for them, as a small network for the step."""
+    trainer = module.trainer
+    is_logged = (trainer.global_step + 1) % trainer.log_every_n_steps == 0
+    if not is_logged and not trainer.is_last_batch:
+        return
+    weights = {"lambda_l0": objective.weight}
+    if objective.layer_cost is not None:
+        names = [f"lambda_l0/{pattern}" for pattern in objective.layer_cost.patterns]
+        weights = dict(zip(names, objective.weight, strict=True))
+    sparsity = {f"expected_sparsity/{name}": 1 - e for name, e in objective.expected.items()}
+    module.log("L_C0", objective.expected["channels"], on_step=True, prog_bar=True)
+    module.log_dict(weights | sparsity, on_step=True)
 
 
 def compiled(function: Callable) -> Callable:

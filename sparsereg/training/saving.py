@@ -5,7 +5,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from sparsereg.checkpoint import save
+from sparsereg.checkpoint import write_checkpoint
 from sparsereg.commands.resume import epochs_of
 from sparsereg.errors import UserError
 from sparsereg.files import write_atomically
@@ -16,7 +16,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict, path: str, storage_options=None) -> None:
         make_folder(Path(path).parent)
-        save(checkpoint, Path(path))
+        write_checkpoint(checkpoint, Path(path))
 
 
 def make_folder(folder: Path) -> None:

@@ -28,7 +28,7 @@ def all_keys() -> set[str]:
     options = [f"{path.parent.name}={path.stem}" for path in CONFIG.glob("*/*.yaml")]
     keys = set().union(*(keys_of(option, *NEEDED.get(option, [])) for option in options))
     with initialize_config_dir(str(CONFIG), version_base="1.3"):
-        return keys | set(compose("report"))
+        return keys | set(compose("report")) | set(compose("predict"))
 
 
 def test_every_setting_has_a_row(all_keys):

@@ -24,7 +24,7 @@ from sparsereg.errors import UserError
 from sparsereg.export import report as compact_report
 from sparsereg.sparsity.size import measure
 
-FILES = {"compact.pt", "compact.pt2", "compact.onnx", "report.json"}
+FILES = {"compact.pt", "compact.pt2", "compact.onnx", "deploy.json", "report.json"}
 IMAGE = (3, 16, 16)
 
 
@@ -115,7 +115,8 @@ def test_test_py_gives_the_same_accuracy(command, folder, pruned):
         result = command("test.py", f"ckpt_path={path}", "trainer=cpu")
         assert result.code == 0, result.err
         words = ("accuracy", "sparsity", "parameters", "multiply-adds")
-        tables.append([line for line in result.out.splitlines() if any(w in line for w in words)])
+        lines = [" ".join(line.split()) for line in result.out.splitlines()]
+        tables.append([line for line in lines if any(word in line for word in words)])
     assert tables[0] == tables[1] and len(tables[0]) == 5
 
 
@@ -201,8 +202,13 @@ def test_rounding_is_reported(command, quick, small, tmp_path):
 @pytest.mark.slow
 def test_without_onnx_the_rest_is_written(command, quick, small, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    result = command("compact.py", f"ckpt_path={small}")
+    result = command("compact.py", f"ckpt_path={small}", "normalise=inside")
     assert result.code == 0 and "pip install -r requirements-export.txt" in result.err
+    about = json.loads((tmp_path / "best_compact" / "deploy.json").read_text())
+    assert about["classes"] == [*"0123456789"]
+    assert about["input"] == {"name": "images", "type": "uint8", "shape": ["batch", *IMAGE]}
+    report = json.loads((tmp_path / "best_compact" / "report.json").read_text())
+    assert about["sparsity"] == pytest.approx(report["sparsity"], abs=1e-9)
     assert {p.name for p in (tmp_path / "best_compact").iterdir()} == FILES - {"compact.onnx"}
 
 

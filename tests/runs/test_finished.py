@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from sparsereg.commands.overrides import CONFIG
-from sparsereg.runs.finished import finished_run
+from sparsereg.runs.finished import dense_run, finished_run
 
 RESULTS = {"val_acc": 0.9, "sparsity": 0.5}
 
@@ -134,3 +134,23 @@ def test_nothing_heavy_is_imported(tmp_path):
     command = [sys.executable, "-c", program, *arguments]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0 and result.stdout.startswith("skipped: "), result.stderr
+
+
+def test_the_dense_network_to_compare_with(tmp_path):
+    """The same settings but for gates; or the run whose weights a run starts with."""
+    accuracies = RESULTS | {"test_acc": 0.8}
+    dense = write_run(tmp_path, 0, "without_using_gate=true", "seed=5", results=accuracies)
+    write_run(tmp_path, 1, "seed=5")
+    for version, odd in ((2, None), (3, RESULTS), (4, accuracies | {"test_acc": "high"})):
+        write_run(tmp_path, version, "without_using_gate=true", "seed=5", results=odd)
+    gates = ("seed=5", "lambda_l0=20", "target_warmup=null", "droprate_init=0.05")
+    assert dense_run(configuration(tmp_path, *gates)) == (dense, accuracies)
+    assert dense_run(configuration(tmp_path, "seed=6")) is None
+    assert dense_run(configuration(tmp_path, "seed=5", "without_using_gate=true")) is None
+    start = f"ckpt_path={dense}/checkpoints/last.ckpt"
+    elsewhere = configuration(tmp_path / "other", start, "seed=6", "optimizer=sgd")
+    assert dense_run(elsewhere) == (dense, accuracies)
+    other_data = configuration(tmp_path / "other", start, "data=cifar10")
+    assert dense_run(other_data) is None
+    gated = configuration(tmp_path, f"ckpt_path={tmp_path}/lightning_logs/version_1/checkpoints/a")
+    assert dense_run(gated) is None

@@ -80,7 +80,7 @@ def test_curves_that_are_none(tmp_path):
     """They cost a run its pictures, and it is said."""
     (make_run(tmp_path / "cut") / "metrics.csv").write_text("step,L_C0\n1")
     (make_run(tmp_path / "zero", train_seconds=2.0) / "qz_loga.csv").write_text(
-        "step,-inf,0.0,1.0\n1,0,0,0\n"
+        "step,-inf,0.0,1.0\n1,0,0,0\n2,0,0,0\n"
     )
     os.remove(make_run(tmp_path / "fifo", train_seconds=3.0) / "metrics.csv")
     os.mkfifo(tmp_path / "fifo" / "metrics.csv")

@@ -7,6 +7,7 @@ import shutil
 from html.parser import HTMLParser
 
 import pytest
+import yaml
 from conftest import ROOT, assert_one_line, run_process
 from run_folders import COUNTS, METRICS, make_run, write_csv
 
@@ -53,16 +54,21 @@ def test_the_command(command, tmp_path):
     out = tmp_path / "out"
     result = command("report.py", f"runs={tmp_path}", f"out={out}", "pictures=2")
     assert result.code == 0, result.err
-    assert "version_4 (unfinished)" in result.out and "version_5 (broken)" in result.out
+    assert "1 unfinished: version_4" in result.out and "version_5 (broken)" in result.out
     assert {path.name for path in out.iterdir()} == {"report.html", "report.md", "report.csv"}
     assert "| 81.50 ± 0.71 |" in (out / "report.md").read_text()
     with open(out / "report.csv") as file:
         assert [row["test_acc"] for row in csv.DictReader(file)] == ["0.81", "0.82", "0.89"]
 
     page = (out / "report.html").read_text()
-    images = Tags(page).sources
-    assert len(images) == 1 + 3, "accuracy, and the run whose curves can be read"
+    sources = Tags(page).sources
+    images = [source for source in sources if not source.startswith("#")]
+    assert len(images) == 3, "of the run whose curves can be read"
     assert all(image.startswith("data:image/png;base64,") for image in images)
+    assert page.count("<svg") == 1, "GoogleNet on cifar10"
+    assert {source for source in sources if source.startswith("#row")} == {"#row-1", "#row-2"}
+    assert page.count('href="#row-1"') == 3, "in the table, at the point, at its number"
+    assert page.count("<details>") == 2, "unfinished, broken"
     assert "Runs with gates, the first 2 of 3" in page and "<h3>a&lt;b/version_2</h3>" in page
     assert "a&lt;b/version_1: no pictures: metrics.csv: line 2 is cut off" in page
     assert "3 finished, 1 unfinished, 1 broken" in page
@@ -79,9 +85,55 @@ def test_a_trained_run(command, trained, tmp_path):
     result = command("report.py", f"runs=[{roots}]", f"out={tmp_path}")
     assert result.code == 0, result.err
     assert "lambda_l0=no gates" in result.out and str(trained["gated"].parent) in result.out
-    assert len(Tags((tmp_path / "report.html").read_text()).sources) == 4
+    page = (tmp_path / "report.html").read_text()
+    images = [source for source in Tags(page).sources if not source.startswith("#")]
+    assert len(images) == 2, "one epoch: L_C0 by step and the channels, no picture of ln α"
     [gated] = find_runs([str(folder)])
     assert gated.results["dense_params"] == 260_650 and gated.settings["data"] == "Digits"
+
+
+def test_each_network_and_data_set_has_its_own_front(command, tmp_path):
+    """By the network's own name; a point alone has no picture unless published ones are beside."""
+    resnet = {"model": {"_target_": "sparsereg.networks.new_network", "name": "resnet18"}}
+    for n, config in enumerate([{}, {"lambda_l0": 2.0}, resnet, resnet | {"lambda_l0": 2.0}]):
+        dense_macs = {} if "model" not in config else {"dense_macs": 555_422_720}
+        make_run(tmp_path / f"version_{n}", config, sparsity=n / 10, **dense_macs)
+    digits = {"data": {"_target_": "sparsereg.data.Digits", "name": None}}
+    make_run(tmp_path / "version_9", digits, dense_macs=1)
+    out = tmp_path / "out"
+    result = command("report.py", f"runs={tmp_path}", f"out={out}", "pictures=1")
+    assert result.code == 0 and "model=resnet18" in result.out, result.err
+    page = (out / "report.html").read_text()
+    titles = re.findall("<h2>(.*?)</h2>", page)
+    assert titles[:3] == ["GoogleNet on cifar10", "resnet18 on cifar10", "GoogleNet on Digits"]
+    assert page.count("<svg") == 2 and "new_network" not in page
+    google, resnet = page.split("<h2>")[1:3]
+    assert "The same in all rows: data=Cifar · data.name=cifar10 · model=GoogleNet" in google
+    rows = [re.findall('<span class="what">(.*?)</span>', part) for part in (google, resnet)]
+    assert rows == [["lambda_l0=0.5", "lambda_l0=2"]] * 2
+    assert re.findall('<a href="#row-([0-9])">', resnet) == ["3", "5"], "as in the terminal"
+    narrow = re.findall("<th>([^<]+)", google.partition("</tr>")[0])
+    assert narrow == ["what differs", "test, %", "sparsity", "params"]
+
+
+def test_optunas_solutions_are_rows(command, tmp_path):
+    for n, accuracy in ((0, 0.9), (1, 0.8), (2, 0.7)):
+        folder = tmp_path / "search" / "lightning_logs" / f"version_{n}"
+        make_run(folder, {"lambda_l0": n + 1.0}, val_acc=accuracy, sparsity=0.1 * n)
+    solutions = [
+        {"params": {"lambda_l0": n + 1.0}, "values": [v, 0.1 * n]} for n, v in ((0, 0.9), (2, 0.7))
+    ]
+    file = tmp_path / "search" / "optimization_results.yaml"
+    file.write_text(yaml.dump({"name": "optuna", "solutions": solutions}))
+    runs = find_runs([str(tmp_path)])
+    assert [run.is_solution for run in runs] == [True, False, True]
+    result = command("report.py", f"runs={tmp_path}", f"out={tmp_path / 'out'}", "pictures=0")
+    assert result.out.count("optuna=solution") == 2 and result.code == 0
+    file.write_text("name: optuna\nbest_params: {lambda_l0: 1.0}\nbest_value: 0.9\n")
+    assert not any(run.is_solution for run in find_runs([str(tmp_path)]))
+    file.write_text("[")
+    [broken] = [run for run in find_runs([str(tmp_path)]) if run.status == "broken"]
+    assert "optimization_results.yaml" in broken.why
 
 
 def test_it_starts_without_torch(tmp_path):
@@ -183,38 +235,21 @@ def test_docs_results_is_what_the_command_writes(command, tmp_path):
     shutil.copytree(ROOT / "docs" / "results", tmp_path / "results")
     result = command("report.py", f"results={tmp_path / 'results'}")
     assert result.code == 0, result.err
-    assert (tmp_path / "results.md").read_bytes() == (ROOT / "docs/results.md").read_bytes()
+    for page in ("results.md", "beside-other-tools.md"):
+        assert (tmp_path / page).read_bytes() == (ROOT / "docs" / page).read_bytes()
     stored = (ROOT / "docs/results.svg").read_text(encoding="utf-8")
     if f"Matplotlib v{matplotlib.__version__}," in stored:
         assert (tmp_path / "results.svg").read_text(encoding="utf-8") == stored
 
 
-def test_the_records_are_those_of_the_committed_runs():
-    results = ROOT / "docs" / "results"
-    names = (
-        "no_gates",
-        "lambda_0.5",
-        "lambda_1.0",
-        "finetuned_lambda_20",
-        "finetuned_lambda_20_cut",
-    )
-    kept = {"first_runs": [results / name for name in names], "targets": [results / "targets"]}
-    for record, folders in kept.items():
-        runs = {run.name: run for run in find_runs([str(folder) for folder in folders])}
-        read = {run.name: run for run in find_runs([str(results / f"{record}.csv")])}
-        assert read.keys() == runs.keys()
-        for name, run in runs.items():
-            assert (read[name].settings, read[name].results) == (run.settings, run.results)
-
-
 def test_one_more_record_is_one_more_section(command, tmp_path):
     results = shutil.copytree(ROOT / "docs" / "results", tmp_path / "results")
-    shutil.copy(results / "targets.csv", results / "published_short.csv")
+    shutil.copy(results / "tried.csv", results / "published_short.csv")
     assert command("report.py", f"results={results}").code == 0
     before, after = (
         re.findall("^## (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
         for page in (ROOT / "docs" / "results.md", tmp_path / "results.md")
     )
     assert len(before) >= 3 and after == [*before, "published short"]
-    (results / "published_short.csv").write_text((results / "targets.csv").read_text()[:-99])
+    (results / "published_short.csv").write_text((results / "tried.csv").read_text()[:-99])
     assert_one_line(command("report.py", f"results={results}"), "published_short.csv", "line")

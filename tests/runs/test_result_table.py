@@ -52,6 +52,7 @@ def results(tmp_path) -> Path:
     folder = tmp_path / "results"
     folder.mkdir()
     notes = {"intro": "Words.", "sections": {"tiny": {"title": "Tiny", "rows": ROWS}}}
+    notes["pages"] = {"beside": {"title": "Beside", "notes": "More words.", "rows": ROWS[:2]}}
     (folder / "notes.yaml").write_text(yaml.safe_dump(notes))
     (folder / "published.csv").write_text(
         f"{','.join(PUBLISHED)},L_C0\n{','.join(PUBLISHED.values())},\n"
@@ -73,6 +74,18 @@ def test_own_and_published_rows_by_size(command, results):
     assert gates == ["gates, 0.64", "90.50 (1 seed)", "-2.00", *size, "1.60", "40 + 15", source]
     assert "Not run yet: random, 0.64.\n" in page
     assert cells(page, "tried twice") == [["", "40", "50.00", "1,000", "10,000", "1"]]
+
+
+def test_a_page_of_its_own(command, results):
+    assert command("report.py", f"results={results}").code == 0
+    page = (results.parent / "beside.md").read_text(encoding="utf-8")
+    assert page.startswith("# Beside\n\nMore words.") and "theirs" not in page
+    own = [line for line in page.splitlines() if line.startswith("| ")][2:]
+    assert [line.split(" | ")[0] for line in own] == ["| dense", "| gates, 0.64"]
+    (results / "mine.csv").unlink()
+    assert command("report.py", f"results={results}").code == 0
+    page = (results.parent / "beside.md").read_text(encoding="utf-8")
+    assert "| " not in page and "Not run yet: dense; gates, 0.64." in page
 
 
 def test_an_interval_is_that_of_students_t():

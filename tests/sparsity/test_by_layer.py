@@ -16,8 +16,9 @@ from sparsereg.model.googlenet import GoogleNet
 from sparsereg.networks import new_network
 from sparsereg.sparsity.by_layer import LayerCost
 from sparsereg.sparsity.cost import ExpectedCost
+from sparsereg.sparsity.objective import L0Penalty
 from sparsereg.sparsity.size import count
-from sparsereg.training.objective import GateObjective
+from sparsereg.sparsity.target import TargetSparsity
 
 IMAGE = (1, 28, 28)
 WIDTHS = {"conv1": 20, "conv2": 50, "fc1_inputs": 800, "fc1": 500}
@@ -52,9 +53,8 @@ def test_the_penalty_of_the_paper(lenet, cost):
     parts = dict(zip(WIDTHS, p.split([*WIDTHS.values()]), strict=True))
     by_hand = sum(paper[n] * GROUPS[n] * parts[n].sum().item() for n in WIDTHS) / 55_000
     ours = {name: weight * ALL / 55_000 for name, weight in paper.items()}
-    objective = GateObjective(lenet, cost, cost="weights", lambda_l0=ours)
-    objective.plan(epochs=1, steps=1)
-    penalty = (objective.weight_of_cost(0.0) * objective.costs(p)[1]).sum()
+    objective = L0Penalty(lenet, IMAGE, cost="weights", lambda_l0=ours)
+    penalty = (objective.weight_of_cost() * objective.costs(p)[1]).sum()
     assert penalty.item() == pytest.approx(by_hand, rel=1e-5)
 
 
@@ -63,9 +63,8 @@ def test_equal_weights_by_layer_are_one_weight(lenet, cost):
     for name in ("channels", "weights"):
         penalties = []
         for weight in (0.7, {"conv*": 0.7, "fc1*": 0.7}):
-            objective = GateObjective(lenet, cost, cost=name, lambda_l0=weight)
-            objective.plan(epochs=1, steps=1)
-            weighed = objective.weight_of_cost(0.0) * objective.costs(p)[1]
+            objective = L0Penalty(lenet, IMAGE, cost=name, lambda_l0=weight)
+            weighed = objective.weight_of_cost() * objective.costs(p)[1]
             penalties.append(weighed.sum().item())
         assert penalties[0] == pytest.approx(penalties[1], rel=1e-5)
 
@@ -91,40 +90,37 @@ WRONG = {
 
 
 @pytest.mark.parametrize("by_layer, name, message", WRONG.values(), ids=WRONG)
-def test_patterns_that_cannot_be_meant(lenet, cost, by_layer, name, message):
+def test_patterns_that_cannot_be_meant(lenet, by_layer, name, message):
     with pytest.raises(UserError, match=f"lambda_l0.*{message}"):
-        GateObjective(lenet, cost, cost=name, lambda_l0=by_layer)
+        L0Penalty(lenet, IMAGE, cost=name, lambda_l0=by_layer)
     with pytest.raises(UserError, match=f"target_sparsity.*{message}"):
-        targets = dict.fromkeys(by_layer, 0.5)
-        GateObjective(lenet, cost, cost=name, target_sparsity=targets)
+        TargetSparsity(lenet, IMAGE, dict.fromkeys(by_layer, 0.5), cost=name)
 
 
-def test_each_target_has_its_own_multiplier(lenet, cost):
+def test_each_target_has_its_own_multiplier(lenet):
     targets = {"conv*": 0.5, "fc1": 0.9}
-    objective = GateObjective(
-        lenet, cost, "weights", target_sparsity=targets, dual_lr=2.0, target_warmup=0
+    objective = TargetSparsity(
+        lenet, IMAGE, targets, cost="weights", steps=10, dual_lr=2.0, target_warmup=0
     )
-    objective.plan(epochs=1, steps=10)
     p = torch.cat([torch.full((width,), 0.25) for width in WIDTHS.values()])
     p[-500:] = 0.4
-    objective.before_step(lenet, objective.costs(p)[1], progress=1.0)
+    objective.weighed = objective.costs(p)[1]
+    objective.before_step()
     # the filters are below their bound 0.5: λ restarts; the hidden units are 0.3 above theirs
-    assert objective.weight_of_cost(1.0).tolist() == pytest.approx([0.0, 2 * 0.3], rel=1e-5)
+    assert objective.weight_of_cost().tolist() == pytest.approx([0.0, 2 * 0.3], rel=1e-5)
 
 
 def test_settled_layers_have_their_targets():
     torch.manual_seed(0)
     net = new_network("sparsereg", "lenet5", image_shape=IMAGE, gate_inputs="fc1")
     targets = {"conv1": 0.5, "conv2": 0.7, "fc1_inputs": 0.3}
-    objective = GateObjective(
-        net, ExpectedCost(net, IMAGE), "weights", target_sparsity=targets, settle_epochs=1
-    )
+    objective = TargetSparsity(net, IMAGE, targets, cost="weights", steps=100)
     for gate in gates_of(net):
         gate.qz_loga.data.normal_()
     hidden = gate_layers(net)["fc1"].qz_loga.data
     hidden[:] = torch.where(torch.arange(500) < 33, 1.0, -9.0)
-    objective.plan(epochs=2, steps=100)
-    objective.settle(net, progress=0.5)
+    objective.done = 60
+    objective.settle_in_time()
     small = compact(net)
     assert objective.settled
     assert small.conv1.out_channels == 10 and small.conv2.out_channels == 15
@@ -137,28 +133,27 @@ def test_features_of_closed_filters_close_first():
     torch.manual_seed(0)
     net = new_network("sparsereg", "lenet5", image_shape=IMAGE, gate_inputs="fc1")
     targets = {"conv2": 0.8, "fc1_inputs": 0.9}
-    cost = ExpectedCost(net, IMAGE)
-    objective = GateObjective(net, cost, "weights", target_sparsity=targets, settle_epochs=1)
+    objective = TargetSparsity(net, IMAGE, targets, cost="weights", steps=100)
     for gate in gates_of(net):
         gate.qz_loga.data.normal_()
-    objective.plan(epochs=2, steps=100)
-    objective.settle(net, progress=0.5)
+    objective.done = 60
+    objective.settle_in_time()
     small = compact(net)
     assert small.conv2.out_channels == 10
     assert small.fc1.in_features == 80, "an open gate behind a closed filter would be wasted"
 
 
-def test_a_target_out_of_reach_names_its_layer(lenet, cost):
-    objective = GateObjective(lenet, cost, "channels", target_sparsity={"conv1": 0.96})
+def test_a_target_out_of_reach_names_its_layer(lenet):
+    objective = TargetSparsity(lenet, IMAGE, {"conv1": 0.96}, cost="channels")
     with pytest.raises(UserError, match=r"target_sparsity=0.96 of conv1.*highest is 0.95$"):
-        objective.check_reach(lenet)
+        objective.check_reach()
 
 
-def test_bounds_of_ln_alpha(lenet, cost):
-    objective = GateObjective(lenet, cost, loga_bounds=[-1.5, 2.0], min_open_channels=0)
+def test_bounds_of_ln_alpha(lenet):
+    objective = L0Penalty(lenet, IMAGE, loga_bounds=[-1.5, 2.0], min_open_channels=0)
     [gate, *_] = gates_of(lenet)
     gate.qz_loga.data[:3] = torch.tensor([-7.0, 7.0, 0.5])
-    objective.after_step(lenet)
+    objective.after_step()
     assert gate.qz_loga[:3].tolist() == [-1.5, 2.0, 0.5]
 
 

@@ -10,13 +10,13 @@ def test_penalty_on_macs_and_its_warmup(command, tmp_path):
     result = command("train.py", *SMALL, *arguments, f"output_dir={tmp_path}")
     assert result.code == 0, result.err
     log = events(run_folder(tmp_path))
-    price = [event.value for event in log.Scalars("lambda_l0")]
+    price = [event.value for event in log.Scalars("gates/lambda_l0")]
     assert price == pytest.approx([0, 0.5, 1, 1.5, 2, 2.5, 3, 3, 3])
-    macs = [1 - event.value for event in log.Scalars("expected_sparsity/macs")]
+    macs = [1 - event.value for event in log.Scalars("gates/expected_sparsity/macs")]
     for epoch in range(3):
         steps = range(3 * epoch, 3 * epoch + 3)
         penalty = sum(price[step] * macs[step] for step in steps) / 3
-        loss, ce = (log.Scalars(tag)[epoch].value for tag in ("train_loss", "train_ce"))
+        loss, ce = (log.Scalars(tag)[epoch].value for tag in ("train/loss", "train/ce"))
         assert loss - ce == pytest.approx(penalty, abs=1e-5)
 
 
@@ -53,7 +53,7 @@ def test_still_gates_are_said(command, tmp_path):
     with pytest.warns(UserWarning, match="the gates are not moving: after 10 of 100 steps") as said:
         result = command("train.py", *SMALL, *arguments, f"output_dir={tmp_path}")
     assert result.code == 0, result.err
-    assert "raise gate_lr or lambda_l0 (5 now)" in str(said[0].message)
+    assert "raise gate_lr (1e-06 now) or lambda_l0 (5 now)" in str(said[0].message)
 
 
 @pytest.mark.slow

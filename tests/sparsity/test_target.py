@@ -47,18 +47,18 @@ def test_what_a_run_with_a_target_logs(command, tmp_path):
     log = events(run_folder(tmp_path))
     values = {tag: [e.value for e in log.Scalars(tag)] for tag in log.Tags()["scalars"]}
     for name in ("channels", "params", "macs"):
-        assert len(values[f"expected_sparsity/{name}"]) == 12
-        assert len(values[f"actual_sparsity/{name}"]) == 2
+        assert len(values[f"gates/expected_sparsity/{name}"]) == 12
+        assert len(values[f"size/actual_sparsity/{name}"]) == 2
     one_minus = [1 - value for value in values["L_C0"]]
-    assert values["expected_sparsity/channels"] == pytest.approx(one_minus, abs=1e-6)
-    assert values["actual_sparsity/params"] == values["sparsity"]
-    assert values["actual_sparsity/params"][1] == pytest.approx(0.6, abs=0.01)
+    assert values["gates/expected_sparsity/channels"] == pytest.approx(one_minus, abs=1e-6)
+    assert values["size/actual_sparsity/params"] == values["sparsity"]
+    assert values["size/actual_sparsity/params"][1] == pytest.approx(0.6, abs=0.01)
     # λ by hand, from the sparsities: none at first, then 9 times what is missing
-    expected, multiplier = values["expected_sparsity/params"], 0.0
+    expected, multiplier = values["gates/expected_sparsity/params"], 0.0
     for step in range(9):
-        assert values["lambda_l0"][step] == pytest.approx(multiplier, rel=1e-3, abs=1e-4)
+        assert values["gates/lambda_l0"][step] == pytest.approx(multiplier, rel=1e-3, abs=1e-4)
         multiplier = max(0.0, multiplier + 9 * (0.6 * min(1, step / 6) - expected[step]))
-    assert max(values["lambda_l0"]) > 0 == values["lambda_l0"][0]
+    assert max(values["gates/lambda_l0"]) > 0 == values["gates/lambda_l0"][0]
 
 
 @pytest.mark.parametrize("optimizer, gate_lr, rate", [("adamw", "null", 0.2), ("sgd", "0.5", 0.5)])
@@ -109,7 +109,7 @@ def test_the_multiplier_closes_gates(command, tmp_path):
     result = command("train.py", *arguments, *run, *target)
     assert result.code == 0, result.err
     log = events(run_folder(tmp_path))
-    expected = [event.value for event in log.Scalars("expected_sparsity/params")]
+    expected = [event.value for event in log.Scalars("gates/expected_sparsity/params")]
     settled = int(0.6 * len(expected))
     assert expected[0] < 0.05 and expected[settled - 1] > 0.25
     assert expected[-1] == pytest.approx(0.6, abs=0.01)

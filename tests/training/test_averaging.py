@@ -8,10 +8,9 @@ from conftest import SHORT, checkpoint_path, summary
 from sparsereg.checkpoint import read_checkpoint
 from sparsereg.data import Digits
 from sparsereg.model.googlenet import GoogleNet
-from sparsereg.sparsity.cost import ExpectedCost
+from sparsereg.sparsity.objective import L0Penalty
 from sparsereg.training.averaging import AverageWeights
 from sparsereg.training.module import L0Module
-from sparsereg.training.objective import GateObjective
 
 STEPS, DECAY = 14, 0.5
 WEIGHT, GATE = "net.blocks.block3.branches.1x1.0.weight", "net.blocks.block3.gates.1x1.qz_loga"
@@ -41,7 +40,7 @@ def test_the_average(tmp_path):
         10,
         lambda groups: torch.optim.Adam(groups, lr=0.01),
         lambda optimizer, steps: torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0),
-        objective=GateObjective(net, ExpectedCost(net, (3, 16, 16))),
+        objective=L0Penalty(net, (3, 16, 16)),
     )
     watch, average = Watch(), AverageWeights(DECAY)
     trainer = pl.Trainer(

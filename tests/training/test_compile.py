@@ -6,9 +6,8 @@ from conftest import SHORT, assert_one_line
 from torch import Tensor, nn
 
 from sparsereg.model.basic_l0_blocks import L0Gate
-from sparsereg.sparsity.cost import ExpectedCost
+from sparsereg.sparsity.objective import L0Penalty
 from sparsereg.training.module import L0Module
-from sparsereg.training.objective import GateObjective
 
 IMAGE = (3, 8, 8)
 
@@ -35,12 +34,9 @@ class OneBlock(nn.Module):
 def train(compile: bool, steps: int) -> tuple[list[float], L0Module]:
     torch.manual_seed(0)
     net = OneBlock()
-    objective = GateObjective(net, ExpectedCost(net, IMAGE), cost="macs")
+    objective = L0Penalty(net, IMAGE, cost="macs")
     module = L0Module(net, 10, None, None, objective=objective, compile=compile)
-    module.log = module.log_dict = module.log_gates = lambda *arguments, **settings: (
-        None
-    )  # there is no trainer
-    module.weight_of_cost = lambda: torch.tensor(0.5)
+    module.penalty = objective.penalty  # there is no trainer to log to
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
     losses = []
     for _ in range(steps):

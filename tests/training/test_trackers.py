@@ -17,7 +17,7 @@ def tracked(tmp_path_factory):
     nowhere = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9")
     arguments = (*SMALL, "lambda_l0=3.0", "logger=all", f"output_dir={folder}")
     result = run_process("train.py", *arguments, env={**os.environ, **nowhere})
-    assert result.code == 0, result.err
+    assert result.code == 0 and result.err == "", "nor a word that is not the user's to mend"
     return folder
 
 

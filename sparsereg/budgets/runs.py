@@ -1,0 +1,64 @@
+"""Several runs in a row, each trained once: a command that was stopped goes on where it was."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from sparsereg.commands.comparable import comparable
+from sparsereg.commands.resume import finetune_settings
+from sparsereg.commands.settings import to_plain
+from sparsereg.export.formats import cut_file
+from sparsereg.runs.finished import find_finished, unfinished_runs
+
+Train = Callable[..., dict]  # train.py's: settings, what is typed, …
+
+
+class Runs:
+    """Trains with settings that differ in a few values.
+
+    Args:
+        cfg: the settings that all have in common.
+        train: of train.py.
+        test: evaluate on the test set too, after each run.
+    """
+
+    def __init__(self, cfg: DictConfig, train: Train, test: bool = True):
+        self.cfg, self.train, self.test = cfg, train, test
+
+    def run(self, **changes: Any) -> tuple[Path, dict]:
+        """The checkpoint folder and the results of a run, which is trained unless it is there."""
+        return self.finish(changed(self.cfg, changes))
+
+    def cut_and_train_on(self, checkpoint: Path, **changes: Any) -> tuple[Path, dict]:
+        """The same of the training of the network that is cut from a checkpoint."""
+        file = cut_file(checkpoint)
+        return self.finish(finetune_settings(changed(self.cfg, changes), file))
+
+    def finish(self, cfg: DictConfig) -> tuple[Path, dict]:
+        found = find_finished(cfg)
+        if found is None:
+            self.train(cfg, [], stopped_run(cfg), self.test)
+            found = find_finished(cfg)
+        folder, results = found
+        return folder / "checkpoints", results
+
+
+def changed(cfg: DictConfig, changes: dict[str, Any]) -> DictConfig:
+    """The settings with other values; `trainer__max_epochs` stands for trainer.max_epochs."""
+    cfg = copy.deepcopy(cfg)
+    for key, value in changes.items():
+        OmegaConf.update(cfg, key.replace("__", "."), value, merge=False)
+    return cfg
+
+
+def stopped_run(cfg: DictConfig) -> Path | None:
+    """The checkpoint from which a run with these settings goes on, if one was stopped."""
+    wanted = comparable(to_plain(cfg))
+    for folder, config in unfinished_runs(Path(cfg.output_dir) / "lightning_logs"):
+        last = folder / "checkpoints" / "last.ckpt"
+        if last.exists() and comparable(config) == wanted:
+            return last
+    return None
