@@ -10,7 +10,7 @@ from conftest import SHORT, assert_one_line, checkpoint_path, run_folder, summar
 import sparsereg
 from sparsereg.errors import UserError
 from sparsereg.model.basic_l0_blocks import gate_layers
-from sparsereg.networks import load_pretrained, new_network
+from sparsereg.networks import load_pretrained, new_network, plain_network
 
 OTHER_MODELS = [
     (["model=resnet8"], ["model=resnet8", "did you mean 'resnet18'?"]),
@@ -122,3 +122,23 @@ def test_timm(command, tmp_path):
     assert net.eval()(torch.randn(2, 3, 32, 32)).shape == (2, 5)
     with pytest.raises(UserError, match="no network of timm"):
         new_network("timm", "hf_hub:someone/something")
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {f"module.{key}": tensor for key, tensor in state.items()},
+        lambda state: {"model": state, "epoch": 3},
+        lambda state: {"state_dict": {k: t * 0 for k, t in state.items()}, "state_dict_ema": state},
+        lambda state: {
+            "model_ema": {"n_averaged": torch.tensor(2)}
+            | {f"module.{key}": tensor for key, tensor in state.items()}
+        },
+    ],
+    ids=["parallel", "parts", "timm's mean", "torchvision's mean"],
+)
+def test_weights_in_other_wrappings(wrap, tmp_path):
+    net, other = (plain_network("sparsereg", "resnet20", 10) for _ in range(2))
+    torch.save(wrap(net.state_dict()), tmp_path / "weights.pt")
+    load_pretrained(other, str(tmp_path / "weights.pt"), 10)
+    assert all(map(torch.equal, net.state_dict().values(), other.state_dict().values()))
