@@ -11,7 +11,7 @@ from sparsereg.surgery.insert import place_gates
 
 TORCHVISION = [("torchvision", name) for name in networks.TORCHVISION]
 TIMM = [("timm", name) for name in networks.TIMM]
-UNREACHABLE = ("resnest14d", "mixnet_s", "swin_t", "maxvit_t")  # see docs/networks.md
+UNREACHABLE = ("resnest14d", "swin_t")  # see docs/networks.md
 FEW = ("regnety_002", "ghostnet_050", "convnext_atto", "mobilenetv4_conv_small")
 
 
