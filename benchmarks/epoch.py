@@ -104,6 +104,7 @@ def train(
         callbacks = [instantiate(c, _convert_="all") for c in cfg.callbacks.values() if c]
         trainer = instantiate(cfg.trainer, _convert_="all")(
             callbacks=[*callbacks, watch],
+            precision="bf16-mixed" if DEVICE == "cuda" else "32-true",
             logger=[instantiate(logger) for logger in cfg.logger.values()],
             plugins=[AtomicCheckpointIO()],
             enable_progress_bar=False,

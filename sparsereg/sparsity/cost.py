@@ -58,7 +58,8 @@ class ExpectedCost(nn.Module):
         names = ("inputs", "outputs", "readers", "per_pair", "per_output")
         for name, column in zip(names, zip(*rows, strict=True), strict=True):
             self.register_buffer(name, torch.stack(column).float(), persistent=False)
-        twins = self.inputs * self.outputs  # pairs whose two channels one gate closes
+        # pairs of weights whose two channels one gate closes
+        twins = self.inputs * self.outputs * self.per_pair.any(dim=1, keepdim=True)
         self.has_twins = bool(twins[:, 1:].any())
         self.register_buffer("twins", twins, persistent=False)
         self.register_buffer("order", graph_order(net, channels), persistent=False)

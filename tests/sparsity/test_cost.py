@@ -11,12 +11,13 @@ from networks import gates_of
 from small_networks import NETWORKS, make
 from torch import Tensor
 
-from sparsereg.compact import Collapsed, compact
+from sparsereg.compact import Collapsed
 from sparsereg.model import googlenet
 from sparsereg.model.basic_l0_blocks import gate_layers, prob_nonzero
 from sparsereg.model.googlenet import GoogleNet
 from sparsereg.sparsity.cost import ExpectedCost
 from sparsereg.sparsity.size import count
+from sparsereg.surgery.compaction import cut_closed
 
 REFERENCE = json.loads((Path(__file__).parents[1] / "reference/compact_googlenet.json").read_text())
 IMAGE = (3, 32, 32)
@@ -30,7 +31,7 @@ def open_these(net: torch.nn.Module, is_open: torch.Tensor) -> None:
 
 def size_when_cut(net: torch.nn.Module, is_open: torch.Tensor, image: tuple) -> dict[str, int]:
     open_these(net, is_open)
-    return count(compact(net), image)
+    return count(cut_closed(net, image_shape=image), image)
 
 
 @pytest.mark.parametrize("case", [REFERENCE["dense"], *REFERENCE["cases"]])
