@@ -101,7 +101,7 @@ def all_open(block):
         branch.fill_(OPEN)
 
 
-PATTERNS = {  # how many random networks of each kind, for each activation: 208 in all
+PATTERNS = {  # how many random networks of each kind, half as many for other activations than relu
     fractional: 9,
     zero_or_one: 11,
     mixed: 11,
@@ -117,7 +117,7 @@ PATTERNS = {  # how many random networks of each kind, for each activation: 208 
 def test_outputs_stay_the_same(act_fn_name, pattern):
     net, x = randomised(act_fn_name), images(16)
     torch.manual_seed(1)
-    for _ in range(PATTERNS[pattern]):
+    for _ in range(PATTERNS[pattern] if act_fn_name == "relu" else -(-PATTERNS[pattern] // 2)):
         for block in blocks_of(net):
             pattern(block)
         calibrate(net)
@@ -135,7 +135,7 @@ def test_outputs_in_single_precision(act_fn_name, pattern):
     to 8e-6 away from those in float64."""
     net, x = copy.deepcopy(trained(act_fn_name)), images(16).float()
     torch.manual_seed(2)
-    for _ in range(-(-PATTERNS[pattern] // 4)):  # which gates, the test above varies more
+    for _ in range(-(-PATTERNS[pattern] // 6)):  # which gates, the test above varies more
         for block in blocks_of(net):
             pattern(block)
         with torch.no_grad():
