@@ -101,7 +101,7 @@ def all_open(block):
         branch.fill_(OPEN)
 
 
-PATTERNS = {  # how many random networks of each kind, half as many for other activations than relu
+PATTERNS = {  # how many random networks of each kind; a third of that for others than relu
     fractional: 9,
     zero_or_one: 11,
     mixed: 11,
@@ -117,7 +117,7 @@ PATTERNS = {  # how many random networks of each kind, half as many for other ac
 def test_outputs_stay_the_same(act_fn_name, pattern):
     net, x = randomised(act_fn_name), images(16)
     torch.manual_seed(1)
-    for _ in range(PATTERNS[pattern] if act_fn_name == "relu" else -(-PATTERNS[pattern] // 2)):
+    for _ in range(PATTERNS[pattern] if act_fn_name == "relu" else -(-PATTERNS[pattern] // 3)):
         for block in blocks_of(net):
             pattern(block)
         calibrate(net)
@@ -129,7 +129,7 @@ def test_outputs_stay_the_same(act_fn_name, pattern):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pattern", PATTERNS, ids=lambda pattern: pattern.__name__)
-@pytest.mark.parametrize("act_fn_name", ACTIVATIONS)
+@pytest.mark.parametrize("act_fn_name", ["relu", "tanh"])  # rounding knows no activations
 def test_outputs_in_single_precision(act_fn_name, pattern):
     """On the trained network: the randomised one magnifies rounding, its own float32 logits are up
     to 8e-6 away from those in float64."""
