@@ -38,11 +38,11 @@ LATER = {
     "predict": "sparsereg.predictions",
     "save": "sparsereg.export.formats",
 }
-__all__ = [  # noqa: RUF022, as LATER
-    "__version__",
+__all__ = [
     "L0Callback",
     "L0Penalty",
     "TargetSparsity",
+    "__version__",
     "compact",
     "export",
     "fold",

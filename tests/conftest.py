@@ -27,6 +27,14 @@ SHORT = (  # a run of a few seconds; each test adds what it is about
     "trainer.enable_progress_bar=false",
     "trainer.precision=32-true",  # the same numbers on every processor
 )
+QUIET = {  # of a Trainer that a test makes itself
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "use_distributed_sampler": False,
+}
 SMALL = (*SHORT, "model=lenet5")  # a fifth of the time, for what is not about GoogleNet
 TIPS = re.compile("💡|[Tt]ip:|[Ww]arning|WARNING|INFO|it/s|v_num")
 

@@ -1,82 +1,13 @@
-"""Random networks from a grammar of what people write, and one question about each: with gates,
-cut, folded, stored and loaded, does it compute the same, and are its parameters and multiply-adds
-those that were predicted? It may also be refused, by a UserError.
+"""Random networks from a grammar of what people write."""
 
-    PYTHONPATH=.:tests python tests/grammar.py FIRST_SEED NUMBER
-"""
-
-import copy
 import random
-import sys
-import warnings
-from collections import Counter
 from itertools import pairwise
 
 import torch
+from grammar_parts import ACTIVATIONS, SIZE, Block, Frozen, NormAct, Standardised
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
-
-from sparsereg.compact import Collapsed, compact, fold
-from sparsereg.errors import UserError
-from sparsereg.model.basic_l0_blocks import deterministic_gate, gate_layers
-from sparsereg.sparsity.cost import ExpectedCost
-from sparsereg.surgery.insert import place_gates
-from sparsereg.surgery.plain_graph import build, describe
-
-SIZE = 6  # of images
-ACTIVATIONS = {
-    "module": lambda: nn.ReLU(),
-    "in place": lambda: nn.ReLU(inplace=True),
-    "GELU": lambda: nn.GELU(),
-    "SiLU": lambda: nn.SiLU(),
-    "sigmoid": lambda: nn.Sigmoid(),
-    "function": lambda: F.relu,
-    "torch": lambda: torch.tanh,
-    "method": lambda: lambda x: x.relu(),
-    "clamp": lambda: lambda x: x.clamp(-1, 1),
-    "half": lambda: lambda x: 0.5 * x,
-    "minus": lambda: lambda x: 1 - x,
-    "divided": lambda: lambda x: x / 2.0,
-    "power": lambda: lambda x: x**2,
-    "none": lambda: lambda x: x,
-}
-
-
-class Block(nn.Module):
-    """Some layers, and a function of them that computes: (N, c, H, W) -> (N, c', H', W')."""
-
-    def __init__(self, compute, **parts):
-        super().__init__()
-        self.compute = compute
-        for name, part in parts.items():
-            setattr(self, name, part)
-
-    def forward(self, x, extra=None):
-        return self.compute(self, x) if extra is None else self.compute(self, x) + extra
-
-
-class Standardised(nn.Conv2d):
-    def forward(self, x):
-        w = self.weight
-        w = (w - w.mean((1, 2, 3), keepdim=True)) / (w.std((1, 2, 3), keepdim=True) + 0.1)
-        return F.conv2d(x, w, self.bias, self.stride, self.padding, self.dilation, self.groups)
-
-
-class NormAct(nn.BatchNorm2d):
-    """As timm's."""
-
-    def __init__(self, width: int):
-        super().__init__(width)
-        self.drop, self.act = nn.Identity(), nn.LeakyReLU(0.3)
-
-    def forward(self, x):
-        return self.act(self.drop(super().forward(x)))
-
-
-class Frozen(nn.Sequential):
-    def train(self, mode: bool = True):
-        return super().train(False)
 
 
 class Grammar:
@@ -335,89 +266,3 @@ def make(seed: int) -> tuple[nn.Module, Tensor]:
             nn.init.normal_(module.weight)
             nn.init.normal_(module.bias)
     return net, torch.randn(3, channels, SIZE, SIZE, dtype=torch.float64)
-
-
-def counted(net: nn.Module, x: Tensor) -> dict[str, int]:
-    """Parameters and multiply-adds, by hooks."""
-    macs = []
-
-    def note(module, _, result):
-        macs.append(result.numel() // len(x) * module.weight[0].numel())
-
-    kinds = (nn.Conv1d, nn.Conv2d, nn.Linear)
-    handles = [m.register_forward_hook(note) for m in net.modules() if isinstance(m, kinds)]
-    net(x)
-    for handle in handles:
-        handle.remove()
-    return {"params": sum(p.numel() for p in net.parameters()), "macs": sum(macs)}
-
-
-def largest(expected: Tensor, found: Tensor) -> float:
-    return ((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6)).item()
-
-
-@torch.no_grad()
-def judge(seed: int) -> str:
-    """exact, refused: …, or what is wrong."""
-    net, x = make(seed)
-    coupled = seed % 3 > 0
-    try:
-        gated, _ = place_gates(copy.deepcopy(net), coupled=coupled, example=x[:1])
-        cost = ExpectedCost(gated, tuple(x.shape[1:]))
-    except UserError as error:
-        return f"refused: {error}"
-    gated, net = gated.double().eval(), net.eval()
-    gates = gate_layers(gated)
-    for gate in gates.values():
-        gate.qz_loga.fill_(10.0)
-    if (error := largest(net(x), gated(x))) > 1e-9:
-        return f"wrong: with open gates {error:.0e}"
-    for share in (0.7, 0.4):
-        for gate in gates.values():
-            is_open = torch.rand(len(gate.qz_loga)) < share
-            gate.qz_loga.copy_(torch.where(is_open, torch.randn(len(is_open)), -10.0))
-        is_open = deterministic_gate(torch.cat([g.qz_loga for g in gates.values()])) > 0
-        try:
-            small = compact(gated)
-        except Collapsed:
-            continue
-        except UserError as error:
-            return f"wrong: refused when it is cut: {error}"
-        if wrong := differences(gated, small, x):
-            return wrong
-        predicted, found = cost.count(is_open), counted(small, x)
-        is_whole = all((deterministic_gate(g.qz_loga) > 0).any() for g in gates.values())
-        is_exact = is_whole and not cost.blocked(is_open)  # see ExpectedCost
-        if is_exact and any(found[name] != predicted[name] for name in found):
-            return f"wrong: counts {found}, predicted {predicted}"
-    return "exact"
-
-
-def differences(gated: nn.Module, small: nn.Module, x: Tensor) -> str | None:
-    expected = gated(x)
-    rebuilt = build(describe(small)).double().eval()
-    rebuilt.load_state_dict(small.state_dict())
-    for name, other in (("cut", small), ("folded", fold(small)), ("stored", rebuilt)):
-        if (error := largest(expected, other(x))) > 1e-9:
-            return f"wrong: {name} {error:.0e}"
-    return None
-
-
-def main() -> None:
-    warnings.filterwarnings("ignore")
-    torch.set_num_threads(1)
-    first, number = map(int, sys.argv[1:])
-    verdicts = Counter()
-    for seed in range(first, first + number):
-        try:
-            verdict = judge(seed)
-        except Exception as error:
-            verdict = f"wrong: {type(error).__name__}: {error}"
-        verdicts[verdict.partition(":")[0]] += 1
-        if verdict != "exact":
-            print(seed, verdict[:400], flush=True)
-    print(dict(verdicts))
-
-
-if __name__ == "__main__":
-    main()

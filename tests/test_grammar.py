@@ -7,7 +7,7 @@ import os
 from collections import Counter
 
 import pytest
-from grammar import judge
+from judge import judge
 
 NUMBER = int(os.environ.get("NETWORKS", 50))
 

@@ -132,7 +132,7 @@ class GateObjective:
 
     def weight_of_cost(self) -> Tensor:
         """λ of this step, () or by layer (patterns,)."""
-        raise NotImplementedError  # what the two differ in
+        raise NotImplementedError  # L0Penalty is told λ, TargetSparsity finds it
 
     def step(self) -> None:
         """After each step of the optimizer: moves λ, keeps enough gates open and, when it is time,

@@ -15,8 +15,7 @@ from sparsereg.graph.layers import copied, plain_copy
 from sparsereg.model.basic_l0_blocks import deterministic_gate
 from sparsereg.surgery.cut import cut
 
-EXACT = {torch.float64: 1e-6}  # of the largest logit
-NEARLY = 1e-3  # in single precision; what is farther off is tried again in double precision
+EXACT, NEARLY = 1e-6, 1e-3  # of the largest logit, in double precision and in others
 
 
 def compact(
@@ -86,11 +85,11 @@ def compare_cut(net: nn.Module, small: fx.GraphModule, round_to: int) -> None:
     """Raise UserError unless `small` computes what `net` does, on noise."""
     net = copied(net).eval()
     weight = next((p for p in net.parameters()), torch.zeros(0))
-    if difference(net, small, weight) <= EXACT.get(weight.dtype, NEARLY):
-        return
+    if difference(net, small, weight) <= tolerance(weight.dtype):
+        return  # what is farther off is tried again in double precision
     net = net.cpu().double()
     again = cut_closed(net, round_to, small.meta["image_shape"])
-    if difference(net, again, next(net.parameters())) > EXACT[torch.float64]:
+    if difference(net, again, next(net.parameters())) > EXACT:
         raise UserError(
             f"the cut {type(net).__name__} computes something else: something in it is not what it "
             "seems. Exclude layers (exclude=…) until it does, and please report the network"
@@ -99,12 +98,20 @@ def compare_cut(net: nn.Module, small: fx.GraphModule, round_to: int) -> None:
 
 @torch.no_grad()
 def difference(net: nn.Module, other: fx.GraphModule, like: Tensor) -> float:
-    """The largest, relative to the largest output; 0 where there is nothing to compare."""
     images = noise(other.meta["image_shape"]).to(like)
-    expected = net(images)
-    if not expected.isfinite().all() or not expected.any():
+    return relative_difference(net(images), other(images))
+
+
+def relative_difference(expected: Tensor, found: Tensor) -> float:
+    """The largest, relative to the largest output, as it is where all are zero; 0 where outputs are
+    not finite, and nothing can be compared."""
+    if not expected.isfinite().all():
         return 0.0
-    return ((other(images) - expected).abs().max() / expected.abs().max()).item()
+    return (found - expected).abs().max().item() / (expected.abs().max().item() or 1.0)
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    return EXACT if dtype == torch.float64 else NEARLY
 
 
 def noise(image_shape: tuple[int, ...]) -> Tensor:

@@ -14,9 +14,8 @@ from sparsereg.graph.unreached import Collapsed
 from sparsereg.model.basic_l0_blocks import gate_layers
 from sparsereg.model.gated import GatedNetwork
 from sparsereg.sparsity.cost import ExpectedCost
-from sparsereg.surgery.compaction import cut_closed, noise
+from sparsereg.surgery.compaction import cut_closed, noise, relative_difference, tolerance
 
-EXACT = {torch.float64: 1e-6, torch.float32: 1e-3}  # of the largest logit
 OPEN, PARTLY, CLOSED = 10.0, 0.5, -10.0  # ln α of gates that are 1, 0.65 and 0
 
 
@@ -67,8 +66,8 @@ def check_logits(net: nn.Module, logits: object) -> None:
 
 
 def compare(expected: Tensor, found: Tensor, what: str, dtype: torch.dtype) -> None:
-    error = ((found - expected).abs().max() / expected.abs().max()).item()
-    if not error <= EXACT[dtype]:
+    error = relative_difference(expected, found)
+    if not error <= tolerance(dtype):  # nor NaN
         raise UserError(
             f"{what} differs by {error:.1e} of the largest logit: something in it is not what it "
             "seems. Exclude layers (exclude=…) until it does not, and please report the network"

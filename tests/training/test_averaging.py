@@ -3,7 +3,7 @@
 import pytest
 import pytorch_lightning as pl
 import torch
-from conftest import SHORT, checkpoint_path, summary
+from conftest import QUIET, SHORT, checkpoint_path, summary
 
 from sparsereg.checkpoint import read_checkpoint
 from sparsereg.data import Digits
@@ -49,12 +49,7 @@ def test_the_average(tmp_path):
         limit_val_batches=1,
         num_sanity_val_steps=0,
         callbacks=[watch, average],
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
+        **QUIET,
     )
     trainer.fit(module, Digits(batch_size=8))
     expected = watch.steps[0][WEIGHT].double()  # the first average is the first step

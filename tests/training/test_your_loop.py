@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from conftest import SMALL, checkpoint_path, run_here
+from conftest import QUIET, SMALL, checkpoint_path, run_here
 from networks import gates_of
 from torch import nn
 from torch.nn import functional as F
@@ -135,12 +135,7 @@ def fit(module: pl.LightningModule, *callbacks: pl.Callback, **settings) -> pl.T
     trainer = pl.Trainer(
         **settings,
         callbacks=list(callbacks),
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
+        **QUIET,
     )
     trainer.fit(module, Digits(batch_size=32))
     return trainer
