@@ -236,7 +236,7 @@ def signature(traced: fx.GraphModule) -> list[str]:
         if node.op == "get_attr" and CONSTANT in target:  # whose number depends on earlier ones
             target = operator.attrgetter(target)(traced).tolist()
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), names.__getitem__)
-        if node.target in DROPOUTS:  # their mode is another matter, see `insert`
+        if node.target in DROPOUTS:  # their mode is another matter, see `surgery.modes`
             args, kwargs = args[:2], {}
         lines.append(f"{node.op} {target} {args} {kwargs}")
     return lines
