@@ -57,7 +57,8 @@ def is_ours(checkpoint: object) -> bool:
     if not is_list_of(str, ours.get("overrides", [])) or not is_record_of_data(ours["data"]):
         return False
     shape = ours["data"]["image_shape"]
-    if ours["network"].get("image_shape", shape) != shape:
+    own = ours["network"].get("image_shape", shape)
+    if not is_list_of(int, own) or own != shape:
         return False
     return is_compact(checkpoint) or (isinstance(loops, dict) and "fit_loop" in loops)
 

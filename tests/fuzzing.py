@@ -60,7 +60,8 @@ def composed(config_name: str, overrides: Sequence[str] = ()) -> DictConfig:
 def small_net() -> nn.Module:
     conv = nn.Conv2d(3, 4, 3, stride=2, padding=1)
     head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
-    return compact(nn.Sequential(conv, BatchNorm(4), nn.ReLU(), nn.MaxPool2d(2), *head))
+    layers = (conv, BatchNorm(4), nn.ReLU(), nn.MaxPool2d(2), *head)
+    return compact(nn.Sequential(*layers), image_shape=SHAPE)
 
 
 def record_of(network: dict, config: dict) -> dict:
@@ -96,6 +97,9 @@ class Files:
         self.splits = Splits(part, part, part, ["a", "b"], (0.5,) * 3, (0.3,) * 3)
         parts = {name: tuple(part) for name in ("train", "val", "test")}
         self.cache = {**vars(self.splits), **parts}
+        for read, content in ((load_compact, self.compact), (load, self.checkpoint)):
+            torch.save(content, path := self.folder / "file.pt")
+            read(path)  # else nothing but refusals would be tried
 
     def save(self, content: Any, random_: random.Random) -> Path:
         path = self.folder / "file.pt"

@@ -211,6 +211,7 @@ RECORDS = {
     "overrides": ["no list", 5, {"a": 1}, [1], [["a"]]],
     "data": [{}, {"classes": "ab"}, [], None],
     "config": [[], None, "text"],
+    "network": [{"image_shape": s} for s in (torch.zeros(3), (3, 16, 16), [3, 1, 1], None)],
 }
 
 
