@@ -7,7 +7,7 @@ SETTINGS ?=
 RUN := .venv/bin/python
 COMPILE := $(RUN) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--upgrade --no-header --no-emit-index-url --no-emit-find-links
-DEV := requirements-export.txt requirements-sweeps.txt requirements-trackers.txt requirements-dev.txt
+DEV := requirements-export.txt requirements-sweeps.txt requirements-trackers.txt requirements-timm.txt requirements-dev.txt
 
 .PHONY: help demo test test-fast table bench setup lint format lock
 .DEFAULT_GOAL := help

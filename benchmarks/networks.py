@@ -14,6 +14,7 @@ import time
 import torch
 from torch import Tensor, nn
 
+from benchmarks.cifar_literature import LITERATURE
 from sparsereg.compact import Collapsed, compact, fold
 from sparsereg.errors import UserError
 from sparsereg.model.basic_l0_blocks import deterministic_gate, gate_layers
@@ -128,7 +129,10 @@ def check(gated: GatedNetwork, size: int, patterns: int = PATTERNS) -> dict:
 
 def make(library: str, name: str) -> nn.Module:
     torch.manual_seed(0)
-    net = plain_network(library, name, num_classes=10)
+    if library == "literature":
+        net = LITERATURE[name](num_classes=10)
+    else:
+        net = plain_network(library, name, num_classes=10)
     for parameter in net.parameters():  # layer scales, positions and so on
         if parameter.dim() == 1 or parameter.numel() < 5000:
             parameter.data.add_(torch.randn_like(parameter) * 0.1)
@@ -183,10 +187,11 @@ def main() -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGALRM, too_long)
     names = [f"sparsereg:{name}" for name in NETWORKS]
+    names += [f"literature:{name}" for name in LITERATURE]
     names += [f"torchvision:{name}" for name in TORCHVISION] + [f"timm:{name}" for name in TIMM]
     for key in sys.argv[1:] or names:
         library, _, name = key.partition(":")
-        size = 32 if library == "sparsereg" else SIZES.get(name, 64)
+        size = 32 if library in ("sparsereg", "literature") else SIZES.get(name, 64)
         cells = [f"`{name}`", str(size), *ours(library, name, size)]
         print(
             "| " + " | ".join([library, *cells, torch_pruning(library, name, size)]) + " |",

@@ -11,7 +11,15 @@ import torchvision
 from torch import Tensor, nn
 
 from sparsereg.errors import UserError
-from sparsereg.model.cifar_networks import COLOUR, DenseNetBC, PreActResNet18, ResNet
+from sparsereg.model.cifar_networks import (
+    COLOUR,
+    DenseNetBC,
+    PreActBlock,
+    PreActResNet18,
+    ResNet,
+    conv3x3,
+    initialise,
+)
 
 
 def resnet18(num_classes: int, image_shape: Sequence[int] = COLOUR) -> nn.Module:
@@ -75,25 +83,6 @@ def lenet5(num_classes: int, image_shape: Sequence[int] | None = None) -> nn.Mod
     return nn.Sequential(OrderedDict(layers))
 
 
-class WideBlock(nn.Module):
-    """BatchNorm, ReLU and 3x3 convolution twice, beside a shortcut: (N, c_in, H, W) ->
-    (N, c_out, H / stride, W / stride)."""
-
-    def __init__(self, c_in: int, c_out: int, stride: int):
-        super().__init__()
-        self.bn1, self.bn2 = nn.BatchNorm2d(c_in), nn.BatchNorm2d(c_out)
-        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, padding=1, bias=False)
-        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1, bias=False)
-        self.shortcut = None
-        if stride > 1 or c_in != c_out:
-            self.shortcut = nn.Conv2d(c_in, c_out, 1, stride, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = torch.relu(self.bn1(x))
-        shortcut = x if self.shortcut is None else self.shortcut(y)
-        return shortcut + self.conv2(torch.relu(self.bn2(self.conv1(y))))
-
-
 class WideResNet(nn.Module):
     """WRN-depth-width, Zagoruyko and Komodakis 2016, arXiv 1605.07146: (N, C, H, W) -> logits.
 
@@ -113,19 +102,17 @@ class WideResNet(nn.Module):
     ):
         super().__init__()
         widths = [16, 16 * width, 32 * width, 64 * width]
-        self.conv1 = nn.Conv2d(image_shape[0], widths[0], 3, padding=1, bias=False)
+        self.conv1 = conv3x3(image_shape[0], widths[0])
         blocks = []
         for stage, (c_in, c_out) in enumerate(pairwise(widths)):
             for number in range((depth - 4) // 6):
                 stride = 2 if stage > 0 and number == 0 else 1
-                blocks.append(WideBlock(c_in if number == 0 else c_out, c_out, stride))
+                blocks.append(PreActBlock(c_in if number == 0 else c_out, c_out, stride))
         self.blocks = nn.Sequential(*blocks)
         self.bn = nn.BatchNorm2d(widths[-1])
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(widths[-1], num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        initialise(self)
 
     def forward(self, images: Tensor) -> Tensor:
         x = torch.relu(self.bn(self.blocks(self.conv1(images))))

@@ -81,6 +81,14 @@ def test_digits_are_split_once_and_for_all():
     assert mean == pytest.approx(original.images.mean() / 16, abs=0.002)
 
 
+def test_digits_of_another_size_are_the_same_digits():
+    small, large = ready(), ready(image_size=32)
+    assert large.image_shape == (3, 32, 32)
+    assert torch.equal(large.splits.test.labels, small.splits.test.labels)
+    halved = torch.nn.functional.avg_pool2d(large.splits.test.images.float(), 2)
+    assert (halved - small.splits.test.images.float()).abs().mean() < 8  # of 255
+
+
 def test_digits_statistics_are_those_of_the_training_images():
     data = ready()
     scaled = data.splits.train.images.double() / 255
@@ -215,6 +223,8 @@ def test_only_training_images_are_augmented(tmp_path):
         ("crop_ratio", [1.0]),
         ("crop_ratio", None),
         ("crop_ratio", ["a", "b"]),
+        ("image_size", 7),
+        ("image_size", 32.0),
     ],
 )
 def test_bad_values_are_named_as_typed(key, value):

@@ -16,8 +16,6 @@ FEW = ("regnety_002", "ghostnet_050", "convnext_atto", "mobilenetv4_conv_small")
 
 
 def check(library: str, name: str, size: int, patterns: int) -> None:
-    if library == "timm":
-        pytest.importorskip("timm")
     net = networks.make(library, name)
     gated, _ = place_gates(net, coupled=True, example=torch.zeros(1, 3, size, size))
     found = networks.check(gated, size, patterns)

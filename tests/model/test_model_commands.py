@@ -117,7 +117,6 @@ def test_weights_that_do_not_fit(tmp_path):
 
 
 def test_timm(command, tmp_path):
-    pytest.importorskip("timm")
     net = new_network("timm", "resnet10t", num_classes=5)
     assert net.eval()(torch.randn(2, 3, 32, 32)).shape == (2, 5)
     with pytest.raises(UserError, match="no network of timm"):
