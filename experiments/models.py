@@ -3,8 +3,9 @@
     python -m experiments.models RUN googlenet_064                RUN: a folder version_N
     python -m experiments.models RUN lenet5 --data mnist
 
-models/NAME.pt is a compact file (test.py, train.py and `sparsereg.load` take it) that brings along
-the first test images and their logits, by which it is checked without the data set.
+models/NAME.pt is a compact file, of a dense network a checkpoint that gates can be put into
+(test.py, train.py and `sparsereg.load` take both). It brings along the first test images and their
+logits, by which it is checked without the data set.
 models/records.csv holds all settings and results of the runs.
 """
 
@@ -16,7 +17,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from sparsereg.checkpoint import load, read_checkpoint, write_checkpoint
+from sparsereg.checkpoint import is_compact, is_gated, load, read_checkpoint, write_checkpoint
 from sparsereg.commands.overrides import CONFIG
 from sparsereg.commands.settings import to_plain
 from sparsereg.data.augment import normalize, to_float
@@ -54,16 +55,21 @@ def keep(folder: Path, name: str, data: str) -> Path:
         raise UserError(f"{folder} is {run.status}: {run.why}")
     MODELS.mkdir(exist_ok=True)
     path = MODELS / f"{name}.pt"
-    cut = cut_file(folder / "checkpoints" / "best.ckpt")
-    content = read_checkpoint(cut)
-    content["sparsereg"] |= {
-        "overrides": [],
-        "config": {"data": settings(data)},
-    }
-    content["sample"] = sample(cut, data)
+    content = network_of(folder / "checkpoints" / "best.ckpt")
+    content["sparsereg"] |= {"overrides": [], "config": {"data": settings(data)}}
     write_checkpoint(content, path)
+    write_checkpoint(content | {"sample": sample(path, data)}, path)
     add_record(run, name)
     return path
+
+
+def network_of(path: Path) -> dict:
+    """The content of a checkpoint without the state of its training: cut where it has gates, else
+    as it is, so that it can be given gates."""
+    checkpoint = read_checkpoint(path)
+    if is_compact(checkpoint) or is_gated(checkpoint["state_dict"]):
+        return read_checkpoint(cut_file(path))
+    return {key: checkpoint[key] for key in ("state_dict", "sparsereg", "loops")}
 
 
 def settings(data: str) -> dict:

@@ -7,6 +7,7 @@ refused, by a UserError.
 
 import copy
 import sys
+import tempfile
 import warnings
 from collections import Counter
 
@@ -16,10 +17,13 @@ from torch import Tensor, nn
 
 from sparsereg.compact import Collapsed, compact, fold
 from sparsereg.errors import UserError
+from sparsereg.export.formats import export
 from sparsereg.model.basic_l0_blocks import deterministic_gate, gate_layers
 from sparsereg.sparsity.cost import ExpectedCost
 from sparsereg.surgery.insert import place_gates
 from sparsereg.surgery.plain_graph import build, describe
+
+EXPORTED = 25  # one network in so many is exported too, which takes seconds
 
 
 def counted(net: nn.Module, x: Tensor) -> dict[str, int]:
@@ -75,6 +79,8 @@ def judge(seed: int) -> str:
         is_exact = is_whole and not cost.blocked(is_open)  # see ExpectedCost
         if is_exact and any(found[name] != predicted[name] for name in found):
             return f"wrong: counts {found}, predicted {predicted}"
+    if seed % EXPORTED == 0:
+        return exported(gated, x)
     return "exact"
 
 
@@ -86,6 +92,18 @@ def differences(gated: nn.Module, small: nn.Module, x: Tensor) -> str | None:
         if (error := largest(expected, other(x))) > 1e-9:
             return f"wrong: {name} {error:.0e}"
     return None
+
+
+def exported(gated: nn.Module, x: Tensor) -> str:
+    """By torch.export and ONNX, which compares the logits itself."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            export(gated.float(), x.shape[1:], folder)
+        except UserError as error:
+            return f"refused: {error}"
+        except RuntimeError as error:
+            return f"wrong: exported: {error}"
+    return "exact"
 
 
 def main() -> None:

@@ -257,7 +257,7 @@ def check_resumable(checkpoint: dict, cfg: DictConfig, is_finished: bool) -> Non
     Of a run that was stopped between its last epoch and its results, `is_finished` false, the rest
     is done: evaluation, cut and the training after it.
     """
-    if "loops" not in checkpoint:
+    if not checkpoint.get("optimizer_states"):
         raise UserError(
             f"ckpt_path={cfg.ckpt_path} holds a network without the state of a training run: "
             "train it on with resume_training=false"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, SHORT, assert_one_line
 
 import sparsereg
 from experiments import models
@@ -52,6 +52,11 @@ def test_a_run_is_put_there(command, trained, tmp_path, monkeypatch):
         summary = json.loads((run / "summary.json").read_text())
         assert f"{summary['test_acc']:.2%}" in said.out and f"{summary['params']:,}" in said.out
     assert [r.name for r in read_records(tmp_path / "models/records.csv")] == ["gated", "ungated"]
+    dense = f"ckpt_path={tmp_path}/models/ungated.pt"
+    run_gates = (*SHORT, dense, "droprate_init=0.05", f"output_dir={tmp_path}")
+    assert command("train.py", *run_gates).code == 0, "a dense network can be given gates"
+    said = command("train.py", dense, "resume_training=true", "without_using_gate=true")
+    assert_one_line(said, "without the state of a training run")
     (run / "summary.json").rename(tmp_path / "summary.json")
     try:
         with pytest.raises(UserError, match="is unfinished"):
