@@ -44,7 +44,14 @@ def read_checkpoint(path: str | Path, key: str = "ckpt_path") -> dict:
         ) from None
     if not is_ours(checkpoint):
         raise UserError(f"{key}={path} was not written by sparsereg's train.py")
+    complete(checkpoint["sparsereg"]["config"].get("model"))
     return checkpoint
+
+
+def complete(model: object) -> None:
+    """Say in the settings of an older run's network what they could not say: no shared gates."""
+    if isinstance(model, dict) and "library" in model:
+        model.setdefault("coupled", False)
 
 
 def is_ours(checkpoint: object) -> bool:

@@ -141,3 +141,22 @@ def test_weights_in_other_wrappings(wrap, tmp_path):
     torch.save(wrap(net.state_dict()), tmp_path / "weights.pt")
     load_pretrained(other, str(tmp_path / "weights.pt"), 10)
     assert all(map(torch.equal, net.state_dict().values(), other.state_dict().values()))
+
+
+@pytest.mark.slow
+def test_a_checkpoint_from_before_shared_gates_goes_on(command, tmp_path):
+    run = (*SHORT, "model=resnet20", "model.coupled=false", f"output_dir={tmp_path}")
+    assert command("train.py", *run).code == 0
+    last = checkpoint_path(tmp_path)
+    checkpoint = torch.load(last, weights_only=True)
+    for part in ("network", "config"):
+        described = checkpoint["sparsereg"][part]
+        del (described if part == "network" else described["model"])["coupled"]
+    torch.save(checkpoint, last)
+
+    before = sparsereg.load(last)
+    resume = ("resume_training=true", "trainer.max_epochs=2", f"output_dir={tmp_path}")
+    said = command("train.py", f"ckpt_path={last}", *resume)
+    assert said.code == 0, said.err
+    after = sparsereg.load(checkpoint_path(tmp_path, 1))
+    assert gate_layers(after).keys() == gate_layers(before).keys()
