@@ -31,7 +31,7 @@ def simplify(net: nn.Module) -> None:
             net.set_submodule(name, StochasticDepth(module.drop_prob or 0.0, "row"))
         elif isinstance(module, BATCH_NORMS) and (own := as_norm(module)):
             module.__class__ = own
-        elif isinstance(module, LAYERS) and not parametrize.is_parametrized(module):
+        elif isinstance(module, LAYERS) and computes_with_its_weight(module):
             known = (kind for kind in plain_kinds(module) if does_the_same(module, kind.forward))
             if own := next(known, None):
                 module.__class__ = own
@@ -85,8 +85,8 @@ def as_norm(module: nn.Module) -> type[nn.Module] | None:
 def does_the_same(module: nn.Module, expected: Callable[[nn.Module, Tensor], Tensor]) -> bool:
     """In training and in eval mode, for images of two sizes?"""
     for training in (False, True):
+        first, second = (copy.deepcopy(module).double().train(training) for _ in range(2))
         for size in (0, 1):
-            first, second = (copy.deepcopy(module).double().train(training) for _ in range(2))
             x = try_input(module, size)
             try:
                 with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -134,21 +134,43 @@ class Calls(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def calls_of(module: nn.Module) -> list[tuple[Tensor, Tensor | None]]:
+    """Weight and bias of each convolution or product that a layer in eval mode is; none if it
+    cannot be tried."""
+    try:
+        with torch.no_grad(), Calls() as calls:
+            module(try_input(module, 0).to(next(module.parameters())))
+    except (RuntimeError, ValueError, TypeError, AttributeError, StopIteration):
+        return []
+    return calls.found
+
+
+def computes_with_its_weight(module: nn.Module) -> bool:
+    """False if it certainly computes another one out of it, which is quick to see."""
+    if parametrize.is_parametrized(module):
+        return False
+    module = copy.deepcopy(module).eval()
+    own = getattr(module, "weight", None)
+    return all(weight is own for weight, _ in calls_of(module))
+
+
 def explicit(module: nn.Module) -> nn.Module | None:
     """A layer of torch that computes what this one does in eval mode, with the weights that it
     computes (weight standardisation, `torch.nn.utils.parametrizations`, masks); None if there is
     none."""
     module = copy.deepcopy(module).eval()
-    try:
-        with torch.no_grad(), Calls() as calls:
-            module(try_input(module, 0).to(next(module.parameters())))
-    except (RuntimeError, ValueError, TypeError, AttributeError, StopIteration):
+    calls = calls_of(module)
+    if len(calls) != 1:
         return None
-    if len(calls.found) != 1:
-        return None
-    [(weight, bias)] = calls.found
+    [(weight, bias)] = calls
     plain = (plain_layer(kind, module, weight, bias) for kind in plain_kinds(module))
     return next((layer for layer in plain if does_the_same_in_eval(module, layer)), None)
+
+
+def computing_layers(net: nn.Module) -> set[nn.Module]:
+    """Layers that `explicit` can make plain."""
+    layers = (m for m in net.modules() if is_layer(m) and type(m) not in MODULES)
+    return {module for module in layers if explicit(module) is not None}
 
 
 def plain_layer(
@@ -159,11 +181,11 @@ def plain_layer(
         names = ("in_channels", "out_channels", "kernel_size", "stride", "padding")
         names += ("dilation", "groups", "padding_mode")
     settings = {name: getattr(module, name) for name in names}
-    plain = kind(**settings, bias=bias is not None).to(weight)
-    with torch.no_grad():
-        plain.weight.copy_(weight)
-        if bias is not None:
-            plain.bias.copy_(bias)
+    with torch.device("meta"):  # no numbers of its own
+        plain = kind(**settings, bias=bias is not None)
+    plain.weight = nn.Parameter(weight.detach().clone())
+    if bias is not None:
+        plain.bias = nn.Parameter(bias.detach().clone())
     return plain.eval()
 
 

@@ -6,6 +6,7 @@ import re
 import traceback
 from enum import Enum, auto
 from pathlib import Path
+from types import FrameType
 from typing import NamedTuple
 
 import torch
@@ -87,8 +88,8 @@ def stopped_at(error: BaseException, net: nn.Module) -> str:
     module, place = None, ""
     for frame, line in traceback.walk_tb(error.__traceback__):
         file = frame.f_code.co_filename
-        if not file.startswith(NOT_THEIRS) and id(frame.f_locals.get("self")) in names:
-            module = frame.f_locals["self"]
+        if not file.startswith(NOT_THEIRS) and id(owner_of(frame)) in names:
+            module = owner_of(frame)
         if module is not None and not file.startswith(NOT_THEIRS):  # or what its forward calls
             place = f"{Path(file).name} line {line}, `{linecache.getline(file, line).strip()}`"
     if module is None:
@@ -96,12 +97,21 @@ def stopped_at(error: BaseException, net: nn.Module) -> str:
     return f" in {names[id(module)] or 'forward'} ({type(module).__name__}), {place}"
 
 
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def owner_of(frame: FrameType) -> object:
+    """The first argument of the code that runs, `self` of a method."""
+    return frame.f_locals.get(next(iter(frame.f_code.co_varnames), ""))
+
+
 def module_at(error: BaseException, net: nn.Module, known: set[str]) -> str | None:
     """The innermost submodule, other than those known, in whose code the error was raised."""
     names = {id(module): name for name, module in net.named_modules()}
     found = None
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        name = names.get(id(frame.f_locals.get("self")))
+        name = names.get(id(owner_of(frame)))
         if name and frame.f_code.co_name == "forward" and name not in known:
             found = name
     return found

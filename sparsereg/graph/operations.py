@@ -109,10 +109,14 @@ FUNCTIONS = {  # by name, because some of torch's functions do not know theirs
     "builtins.getattr": Kind.SIZE,
     # barriers that a file of a cut network may hold
     **named(F, Kind.BARRIER, "softmax layer_norm group_norm scaled_dot_product_attention linear"),
-    **named(F, Kind.BARRIER, "conv1d conv2d conv3d normalize log_softmax unfold"),
+    **named(F, Kind.BARRIER, "conv1d conv2d conv3d normalize log_softmax unfold fold glu prelu"),
+    **named(F, Kind.BARRIER, "batch_norm instance_norm local_response_norm rms_norm grid_sample"),
     **named(T, Kind.BARRIER, "softmax matmul bmm baddbmm einsum pow var var_mean std rsqrt"),
-    **named(T, Kind.BARRIER, "maximum minimum max min where log norm cumsum"),
-    **named(OP, Kind.BARRIER, "matmul floordiv mod eq ne lt le gt ge"),
+    **named(T, Kind.BARRIER, "maximum minimum max min where log norm cumsum addcmul addcdiv erf"),
+    **named(T, Kind.BARRIER, "repeat_interleave tril triu gather index_select outer logsumexp"),
+    **named(T, Kind.BARRIER, "sign floor ceil round reciprocal zeros ones full arange linspace"),
+    **named(T, Kind.BARRIER, "zeros_like ones_like full_like eye"),
+    **named(OP, Kind.BARRIER, "matmul floordiv mod pow invert and_ or_ eq ne lt le gt ge"),
 }
 METHODS = {
     **named("", Kind.SCALE, "relu relu_ abs neg clone float double half type_as to"),
@@ -128,6 +132,7 @@ METHODS = {
     **named(
         "", Kind.BARRIER, "softmax matmul bmm pow var std rsqrt max min norm cumsum masked_fill"
     ),
+    **named("", Kind.BARRIER, "repeat_interleave sin cos log bool long int expand_as unfold"),
 }
 NAMES: dict[object, str] = {}
 for _name in FUNCTIONS:

@@ -11,8 +11,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode  # torch has no public 
 
 from sparsereg.errors import UserError
 from sparsereg.graph.in_place import replace_in_place
-from sparsereg.graph.layers import behind, explicit, simplify
-from sparsereg.graph.nodes import module_at, module_of, place_of, refuse, stopped_at
+from sparsereg.graph.layers import behind, computing_layers, simplify
+from sparsereg.graph.nodes import (
+    first_line,
+    module_at,
+    module_of,
+    place_of,
+    refuse,
+    stopped_at,
+)
 from sparsereg.graph.operations import MODULES, is_layer
 from sparsereg.graph.values import ValueTracer
 from sparsereg.model.basic_l0_blocks import L0Gate
@@ -107,19 +114,22 @@ def guess_example(net: nn.Module, dtype: torch.dtype) -> Tensor:
             errors.append(error)
     raise UserError(
         f"{type(net).__name__} takes no images of {', '.join(map(str, SIZES))} pixels"
-        f"{stopped_at(errors[0], net)}: {errors[0]}. Give an example"
+        f"{stopped_at(errors[0], net)}: {first_line(errors[0])}. Give an example"
     )
 
 
-def record(net: nn.Module, example: Tensor, opaque: set[str] | None) -> tuple[fx.GraphModule, bool]:
+def record(
+    net: nn.Module,
+    example: Tensor,
+    opaque: set[str] | None,
+    computing: set[nn.Module] | None = None,
+) -> tuple[fx.GraphModule, bool]:
     """The graph, and whether a number that may depend on the size of the image decided about it.
 
     A module whose code cannot be recorded becomes one operation, and is added to `opaque`; None:
-    there is no such module.
+    there is no such module. `computing`: the `computing_layers` of `net`, where they are known.
     """
-
-    computing = {m for m in net.modules() if is_layer(m) and type(m) not in MODULES}
-    computing = {module for module in computing if explicit(module) is not None}
+    computing = computing_layers(net) if computing is None else computing
 
     def is_leaf(module: nn.Module, name: str) -> bool:
         if name in (opaque or ()) or (type(module) in MODULES and "forward" not in vars(module)):
@@ -143,7 +153,8 @@ def record(net: nn.Module, example: Tensor, opaque: set[str] | None) -> tuple[fx
                 isinstance(m, L0Gate) for m in net.get_submodule(name).modules()
             ):
                 where = stopped_at(first, net)
-                raise UserError(f"{type(net).__name__} cannot be traced{where}: {first}") from first
+                why = first_line(first)
+                raise UserError(f"{type(net).__name__} cannot be traced{where}: {why}") from first
             opaque.add(name)
     for node in graph.nodes:
         node.meta["value"] = without_data(node.meta.get("value"))

@@ -23,6 +23,7 @@ from sparsereg.graph.operations import BATCH_NORMS, CONVOLUTIONS, MODULES, Kind
 
 LISTS = (torch.cat, torch.concat, torch.stack, torch.hstack, torch.vstack)
 NEW = ("new_zeros", "new_ones", "new_full")  # tensors that the code may write into
+AUTOCAST = ("cpu", "cuda")  # devices that compute in another precision within torch.autocast
 AS_ANOTHER = {"expand_as": "expand", "view_as": "view", "reshape_as": "reshape"}
 
 
@@ -36,6 +37,10 @@ class Value(fx.Proxy):
                 return self.tracer.sizes(self)
             if name in ("ndim", "requires_grad", "is_cuda", "is_nested"):
                 return getattr(value, name)
+            if name == "device":
+                return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+        if isinstance(value, torch.device) and name in ("type", "index"):
+            return getattr(value, name)
         return super().__getattr__(name)
 
     def __len__(self) -> int:
@@ -98,7 +103,9 @@ class ValueTracer(fx.Tracer):
         level = log.level
         log.setLevel(logging.CRITICAL)
         try:
-            return super().trace(root)
+            plain = (torch.autocast(device, enabled=False) for device in AUTOCAST)
+            with torch.enable_grad(), next(plain), next(plain):
+                return super().trace(root)
         finally:
             log.setLevel(level)
 
@@ -130,6 +137,7 @@ class ValueTracer(fx.Tracer):
     def create_proxy(self, kind, target, args, kwargs, *others, **more):
         if target is torch._assert:
             return None
+        check_context(target, args)
         if kind == "call_function" and isinstance(target, FunctionType) and is_theirs(target):
             return target(*args, **kwargs)  # which torch.fx.wrap has kept whole
         if target is operator.pow:
@@ -216,6 +224,19 @@ class ValueTracer(fx.Tracer):
 
     def iter(self, obj: fx.Proxy) -> Iterator[fx.Proxy]:
         return iter([obj[i] for i in range(self.length(obj))])
+
+
+def check_context(target: Any, args: tuple) -> None:
+    """Raise TraceError for what holds while the code runs, and is not in a graph."""
+    if not torch.is_grad_enabled() or (target is getattr and args[1] == "data"):
+        raise TraceError(
+            "it keeps gradients back (torch.no_grad, .data), without which no gate can learn: set "
+            "requires_grad=False on parameters that are not to learn"
+        )
+    if any(torch.is_autocast_enabled(device) for device in AUTOCAST):
+        raise TraceError(
+            "it computes in another precision (torch.autocast): leave that to whoever calls it"
+        )
 
 
 def known_shape(module: nn.Module, x: Tensor) -> tuple[int, ...] | None:

@@ -152,3 +152,11 @@ class ImageShape(nn.Module):
             expected, got = ("x".join(map(str, s)) for s in (self.shape, x.shape[1:]))
             raise ValueError(f"this network was traced for images of {expected}, not {got}")
         return x
+
+
+def channels_last(net: nn.Module) -> nn.Module:
+    """`net.to(memory_format=torch.channels_last)`, which torch refuses with 3D convolutions."""
+    for parameter in net.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return net

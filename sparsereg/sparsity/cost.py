@@ -214,7 +214,7 @@ def prices(channels: ChannelGraph, node: fx.Node, c_in: int) -> tuple[Tensor, Te
         return nothing, nothing
     tensors = dict(module.named_parameters())
     shape = node.meta["value"].shape
-    positions = shape.numel() / (num_images(channels) * flow.width * flow.repeat)
+    positions = shape.numel() / (num_images(channels, node) * flow.width * flow.repeat)
     own = sum(p.numel() for name, p in tensors.items() if name != "weight") / flow.width
     weights = tensors["weight"].numel() if "weight" in tensors else 0
     if kind == Kind.MIX:
@@ -227,11 +227,13 @@ def prices(channels: ChannelGraph, node: fx.Node, c_in: int) -> tuple[Tensor, Te
 
 
 def parameter_size(channels: ChannelGraph, node: fx.Node) -> int:
-    """Of a parameter in the graph, where it is used first; buffers are not counted."""
+    """Of a parameter in the graph, where it is used first; buffers are not counted, nor is the
+    weight of a layer, which is that layer's, where code only asks for its type or device."""
     owner, _, name = node.target.rpartition(".")
     parameter = dict(channels.traced.get_submodule(owner).named_parameters()).get(name)
     is_first = next(n for n in channels.kinds if n.target == node.target) is node
-    return parameter.numel() if parameter is not None and is_first else 0
+    is_called = any(n.op == "call_module" and n.target == owner for n in channels.kinds)
+    return parameter.numel() if parameter is not None and is_first and not is_called else 0
 
 
 def macs_of(channels: ChannelGraph, node: fx.Node) -> int:
@@ -240,13 +242,27 @@ def macs_of(channels: ChannelGraph, node: fx.Node) -> int:
         arguments = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["value"])
         args, kwargs = tree_map_only(Tensor, like, arguments)
         macs = count_macs(lambda: call(channels.traced, node, args, kwargs))
-    return macs // num_images(channels)
+    return macs // num_images(channels, node)
 
 
-def num_images(channels: ChannelGraph) -> int:
-    """In the example."""
+def num_images(channels: ChannelGraph, node: fx.Node) -> int:
+    """In the example; 1 for what neither reads the images nor is made for each of them, as the
+    embedding of a position."""
     [images] = channels.traced.graph.find_nodes(op="placeholder")
-    return len(images.meta["value"])
+    seen, left = {node}, [node]
+    while left and images not in seen:
+        sources = {n for n in left.pop().all_input_nodes if has_numbers(n)} - seen
+        seen |= sources
+        left += sources
+    number, value = len(images.meta["value"]), node.meta["value"]
+    is_for_each = isinstance(value, Tensor) and value.shape[:1] == (number,)
+    return number if images in seen or is_for_each else 1
+
+
+def has_numbers(node: fx.Node) -> bool:
+    """Is it a tensor, or several, not a shape?"""
+    value = node.meta["value"]
+    return isinstance(value, Tensor | tuple | list) and not isinstance(value, torch.Size)
 
 
 def like(tensor: Tensor) -> Tensor:

@@ -143,9 +143,10 @@ def check_operation(operation: Any, layers: Mapping, tensors: Mapping, made: set
 
 
 def is_access(what: str, arguments: list, named: dict) -> bool:
-    """Of an object only its shape may be asked for, and parts only by their places."""
+    """Of an object only its shape, type and device may be asked for, and parts only by their
+    places."""
     if what == "builtins.getattr":
-        return arguments[1:] == ["shape"] and not named
+        return arguments[1:] in (["shape"], ["dtype"], ["device"]) and not named
     if what != "_operator.getitem":
         return True
     if len(arguments) != 2 or named:

@@ -13,6 +13,7 @@ from sparsereg.graph.nodes import module_of
 from sparsereg.graph.operations import BATCH_NORMS, Kind, kind_of
 from sparsereg.graph.tracing import trace
 from sparsereg.model.basic_l0_blocks import L0Gate
+from sparsereg.model.layers import channels_last
 
 
 def fold(net: nn.Module) -> fx.GraphModule:
@@ -37,7 +38,7 @@ def fold(net: nn.Module) -> fx.GraphModule:
     traced.graph.eliminate_dead_code()
     traced.delete_all_unused_submodules()
     traced.recompile()
-    return traced.requires_grad_(False).to(memory_format=torch.channels_last)
+    return channels_last(traced.requires_grad_(False))
 
 
 def fold_batch_norms(traced: fx.GraphModule) -> None:

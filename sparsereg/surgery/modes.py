@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from sparsereg.errors import UserError
-from sparsereg.graph.layers import simplify
+from sparsereg.graph.layers import computing_layers, simplify
 from sparsereg.graph.nodes import refuse
 from sparsereg.graph.tracing import (
     DROPOUTS,
@@ -31,10 +31,12 @@ def trace_both_modes(net: nn.Module, example: Tensor | None) -> tuple[fx.GraphMo
     simplify(net)
     images = example_for(net, example)
     opaque: set[str] = set()
+    computing = computing_layers(net)
     while True:
         versions = {name: (buffer, buffer._version) for name, buffer in net.named_buffers()}
-        evaluated, _ = record(net.eval(), images, opaque)
-        trained, decided = record(net.train(), torch.cat([images, images[:1]]), opaque)
+        evaluated, _ = record(net.eval(), images, opaque, computing)
+        more = torch.cat([images, images[:1]])
+        trained, decided = record(net.train(), more, opaque, computing)
         found = changed_buffer(net, versions) or differences(evaluated, trained)
         if not found:
             break

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from sparsereg.errors import UserError
-from sparsereg.graph.nodes import module_of, place_of
+from sparsereg.graph.nodes import first_line, module_of, place_of
 from sparsereg.graph.operations import METHODS, MODULES, NAMES, Kind, resolve_name
 from sparsereg.surgery.description import DTYPES, TYPES, check_description
 
@@ -211,7 +211,3 @@ class Sizes(fx.Interpreter):
             if self.numbers > MOST_NUMBERS:
                 raise UserError(f"the network needs too much memory for an image, at {node.name}")
         return result
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
