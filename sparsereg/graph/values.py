@@ -37,8 +37,8 @@ class Value(fx.Proxy):
                 return self.tracer.sizes(self)
             if name in ("ndim", "requires_grad", "is_cuda", "is_nested"):
                 return getattr(value, name)
-            if name == "device":
-                return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+            if name == "device" or (name == "dtype" and self.node.op == "get_attr"):
+                return self.tracer.kind_of_numbers(self, name)
         if isinstance(value, torch.device) and name in ("type", "index"):
             return getattr(value, name)
         return super().__getattr__(name)
@@ -202,6 +202,14 @@ class ValueTracer(fx.Tracer):
         count = tensor.node.meta["value"].dim()
         sizes = ((tensor, i) for i in range(count))
         return tuple(self.create_proxy("call_method", "size", args, {}) for args in sizes)
+
+    def kind_of_numbers(self, tensor: fx.Proxy, name: str) -> fx.Proxy:
+        """The device or dtype of a tensor: that of the images, if it is the same, so that a weight
+        is not read for it."""
+        [images] = self.graph.find_nodes(op="placeholder")
+        same = getattr(tensor.node.meta["value"], name) == getattr(self.example, name)
+        source = self.proxy(images) if same else tensor
+        return self.create_proxy("call_function", getattr, (source, name), {})
 
     def length(self, obj: fx.Proxy) -> int:
         value = obj.node.meta["value"]
