@@ -3,9 +3,11 @@
 What is not in it is a BARRIER: its inputs keep all their channels, and behind it gates start anew.
 """
 
+import operator
 from enum import StrEnum
 from pkgutil import resolve_name
 
+import torch
 from torch import fx, nn
 from torchvision.ops import StochasticDepth
 
@@ -75,7 +77,8 @@ MODULES = {  # exactly these types: a subclass may compute something else
     **rows(Kind.MIX, nn.Linear, *CONVOLUTIONS, SameConv2d),  # or AFFINE, if depthwise, or GROUPED
     **rows(Kind.GATE, L0Gate, SharedGates),
     **rows(Kind.BARRIER, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm2d, nn.LocalResponseNorm),
-    **rows(Kind.BARRIER, nn.PReLU, nn.ConvTranspose2d, nn.MultiheadAttention),
+    **rows(Kind.BARRIER, nn.PReLU, nn.ConvTranspose2d, nn.MultiheadAttention, nn.Softmax),
+    **rows(Kind.BARRIER, nn.LogSoftmax, nn.Softmax2d, nn.Unfold, nn.Fold),
 }
 F, T, OP = "torch.nn.functional.", "torch.", "_operator."
 
@@ -143,12 +146,20 @@ def kind_of(traced: fx.GraphModule, node: fx.Node) -> Kind:
     """The row of the table that an operation has."""
     if node.op == "call_module":
         return kind_of_module(module_of(traced, node))
+    if node.op in ("call_function", "call_method") and is_power(node):
+        return Kind.ZERO
     if node.op == "call_function":
         return FUNCTIONS.get(NAMES.get(node.target), Kind.BARRIER)
     if node.op == "call_method":
         return METHODS.get(node.target, Kind.BARRIER)
     kinds = {"placeholder": Kind.INPUT, "output": Kind.OUTPUT, "get_attr": Kind.CONSTANT_TENSOR}
     return kinds[node.op]
+
+
+def is_power(node: fx.Node) -> bool:
+    """x ** n for a number n > 0, which is 0 where x is."""
+    numbers = [a for a in node.args[1:] if isinstance(a, int | float)]
+    return node.target in (pow, operator.pow, torch.pow, "pow") and numbers[:1] > [0]
 
 
 def kind_of_module(module: nn.Module) -> Kind:

@@ -1,6 +1,9 @@
 """Layers that no image reaches: their output is a constant, which is added, or multiplied, to what
 else is there. So ends the inside of a residual block whose gates are all closed."""
 
+import operator
+
+import torch
 from torch import Tensor, fx
 
 from sparsereg.errors import UserError
@@ -9,6 +12,7 @@ from sparsereg.graph.moves import call
 from sparsereg.graph.nodes import How
 from sparsereg.graph.operations import Kind, is_layer
 
+SUBTRACTIONS = (operator.sub, operator.isub, torch.sub, "sub", "sub_")
 Constants = dict[fx.Node, tuple[int, Tensor]]  # addition or …: which side is constant, (C,)
 PERMUTATIONS = ("permute", "transpose", "swapaxes", "movedim")
 
@@ -38,7 +42,7 @@ def find_constants(
             continue
         side = reader.args.index(chain[-1])
         remaining = present[reader].nonzero().flatten()
-        constants[reader] = (side, value_of(channels, chain)[remaining])
+        constants[reader] = (side, operand(reader, value_of(channels, chain)[remaining]))
     return constants, left
 
 
@@ -81,7 +85,7 @@ def way_to_reader(channels: ChannelGraph, layer: fx.Node) -> list[fx.Node] | Non
     while len(way[-1].users) == 1:
         [reader] = way[-1].users
         if joins_two(channels, reader):
-            return [*way, reader]
+            return [*way, reader] if takes_constant(reader, way[-1]) else None
         if not keeps_constants(channels, reader):
             break
         way.append(reader)
@@ -97,6 +101,17 @@ def joins_two(channels: ChannelGraph, node: fx.Node) -> bool:
     first, second = node.args
     alike = all(edge.how == How.SAME for edge in channels.flow[node].edges)
     return alike and first is not second and constant_operand(channels, node) is None
+
+
+def takes_constant(node: fx.Node, constant: fx.Node) -> bool:
+    """Is a shift or a scale all that this sum or product does to its other side? Not in c - x."""
+    is_turned = node.target in SUBTRACTIONS and node.args[0] is constant
+    return not is_turned and not node.kwargs
+
+
+def operand(node: fx.Node, constant: Tensor) -> Tensor:
+    """The shift or scale that it does with a constant."""
+    return -constant if node.target in SUBTRACTIONS else constant
 
 
 def constant_operand(channels: ChannelGraph, node: fx.Node) -> fx.Node | None:

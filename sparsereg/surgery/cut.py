@@ -44,6 +44,7 @@ def cut(
     take_apart(traced)
     traced.graph.eliminate_dead_code()
     traced.delete_all_unused_submodules()
+    forget_unread(traced)
     traced.recompile()
     [images] = traced.graph.find_nodes(op="placeholder")
     image_shape = tuple(images.meta["value"].shape[1:])
@@ -54,6 +55,16 @@ def cut(
         traced.get_submodule(owner)._non_persistent_buffers_set.discard(name)
     traced.meta["image_shape"] = image_shape
     return traced.eval()
+
+
+def forget_unread(traced: fx.GraphModule) -> None:
+    """Without the parameters that the code read itself, and of which nothing remains."""
+    layers = tuple(f"{node.target}." for node in traced.graph.find_nodes(op="call_module"))
+    read = {node.target for node in traced.graph.find_nodes(op="get_attr")}
+    for name, _ in [*traced.named_parameters()]:
+        owner, _, last = name.rpartition(".")
+        if name not in read and not name.startswith(layers):
+            delattr(traced.get_submodule(owner), last)
 
 
 def take_apart(traced: fx.GraphModule) -> None:
@@ -108,7 +119,7 @@ def narrow_cat(node: fx.Node, flow: Flow, present: Present) -> None:
     if all(torch.equal(edge.order, torch.arange(flow.width)) for edge in flow.edges):
         return  # along another dimension
     tensors, *others = node.args or (node.kwargs["tensors"],)
-    dim = others[0] if others else node.kwargs["dim"]
+    dim = others[0] if others else node.kwargs.get("dim", node.kwargs.get("axis", 0))
     node.args, node.kwargs = ([t for t in tensors if present[t].any()], dim), {}
     if len(node.args[0]) == 1:
         node.replace_all_uses_with(node.args[0][0])

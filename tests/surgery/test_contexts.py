@@ -110,7 +110,19 @@ def test_gates_learn_also_where_the_caller_keeps_no_gradients():
     assert all(gate.qz_loga.grad is not None for gate in gate_layers(net).values())
 
 
-@pytest.mark.parametrize("net", [Positions(False), Positions(True), Volume()])
+class Joined(Network):
+    """Joins vectors without a word about the dimension, as BEiT its biases."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Parameter(torch.randn(3)), nn.Parameter(torch.randn(5))
+
+    def forward(self, x):
+        bias = torch.cat((self.first, self.second))
+        return self.head(self.backbone(x) * bias.view(1, 8, 1, 1))
+
+
+@pytest.mark.parametrize("net", [Positions(False), Positions(True), Volume(), Joined()])
 def test_exact_and_counted(net):
     net = gated(net).double().eval()
     x = torch.randn(3, *SHAPE, dtype=torch.float64)
