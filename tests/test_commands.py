@@ -62,8 +62,9 @@ def up_to_torch(monkeypatch):
 
 @pytest.fixture
 def places(pruned, tmp_path, monkeypatch) -> dict[str, str]:
-    """What the words in capitals stand for, in an empty folder."""
+    """What the words in capitals stand for, in a folder that has nothing but the models."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").symlink_to(ROOT / "models")
     run = tmp_path / "run"
     for name in ("last.ckpt", "best.ckpt", "best_compact/compact.pt"):
         (run / name).parent.mkdir(parents=True, exist_ok=True)
