@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from sparsereg.commands.settings import Role, settings_with
 from sparsereg.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -12,7 +13,8 @@ ROOT = Path(__file__).parent.parent
 def train(folder: Path, *settings: str) -> Path:
     """The finished run in a folder of runs, which is trained, or trained on, unless it is there.
 
-    A run that was stopped has the settings of its checkpoint. What train.py prints is added to
+    A run that was stopped has the settings of its checkpoint, and the teacher, data folder and
+    devices that are named here. What train.py prints is added to
     FOLDER/train.log.
 
     Args:
@@ -29,7 +31,9 @@ def train(folder: Path, *settings: str) -> Path:
         stopped = [run for run in versions(folder) if (ROOT / checkpoint(run, "last")).exists()]
         if stopped:
             last = checkpoint(stopped[-1], "last")
-            settings = (f"ckpt_path={last}", "resume_training=true")
+            again = tuple(f"{key}=" for key in settings_with(Role.AGAIN))  # no file decides them
+            kept = [setting for setting in settings if setting.startswith(again)]
+            settings = (f"ckpt_path={last}", "resume_training=true", *kept)
         print(f"training {folder}{' on' if stopped else ''}", flush=True)
         start(folder, *settings)
     *_, run = finished(folder)

@@ -15,6 +15,7 @@ on with what was stopped.
 """
 
 import argparse
+import os
 import shutil
 import signal
 import sys
@@ -130,13 +131,13 @@ def cut_peer(method: str, start: Path, cost: str, sparsity: float, seed: int, fi
 
 def images_per_second(settings: list[str]) -> float:
     """Of a dense training step on this machine, over a few of them."""
-    folder = Path("outputs/table/rate")
-    shutil.rmtree(ROOT / folder, ignore_errors=True)
+    folder = Path(f"outputs/table/rate_{os.getpid()}")  # tables are trained side by side
     few = [f"trainer.limit_{split}_batches={n}" for split, n in (("train", 24), ("val", 1))]
     few += ["trainer.limit_test_batches=1", "trainer.max_epochs=1"]
     resumable.start(folder, *MODERN, *settings, *few)
     [run] = versions(folder)
     [rate] = [row["samples/s"] for row in read_csv(ROOT / run / "metrics.csv") if row["samples/s"]]
+    shutil.rmtree(ROOT / folder)
     return float(rate)
 
 

@@ -105,6 +105,15 @@ def test_finished_rows_stay_and_stopped_ones_go_on(trained, tmp_path, capsys):
     assert not trained
 
 
+def test_a_stopped_row_is_told_its_teacher_and_its_data_again(trained, tmp_path):
+    leave(tmp_path / "outputs/table/cpu/gates_params_0.64/seed_1", "last")
+    assert table.main(["cpu", "params_0.64", "--seeds", "1", "--", "data.root=elsewhere"]) == 0
+    settings = trained["cpu/gates_params_0.64/seed_1"]
+    assert "resume_training=true" in settings and "target_sparsity=0.64" not in settings
+    dense = "outputs/table/cpu/dense/seed_1/lightning_logs/version_0/checkpoints/best.ckpt"
+    assert {f"loss.teacher={dense}", "data.root=elsewhere"} <= set(settings)
+
+
 def test_the_telling_rows_come_first():
     rows = table.plan([], [1, 2, 3])
     assert rows[:6] == [("dense", 1), *((size, 1) for size in table.SIZES)]
