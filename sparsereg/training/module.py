@@ -12,6 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from sparsereg.errors import UserError
 from sparsereg.model.basic_l0_blocks import gate_layers
 from sparsereg.model.layers import channels_last
+from sparsereg.model.training_graph import training_graph
 from sparsereg.sparsity.objective import GateObjective
 from sparsereg.training.loss import ClassificationLoss
 from sparsereg.training.schedules import param_groups
@@ -50,7 +51,8 @@ class L0Module(pl.LightningModule):
         self.net = channels_last(net)  # halves the time of a CPU step
         self.gated = bool(gate_layers(net))
         # functions, not modules: the names in a checkpoint are the same, compiled or not
-        self.train_net = compiled(self.net.forward) if compile else self.net.forward
+        forward = training_graph(self.net).forward
+        self.train_net = compiled(forward) if compile else forward
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.loss = loss or ClassificationLoss()
