@@ -144,7 +144,10 @@ def ours(library: str, name: str, size: int) -> list[str]:
     start = time.process_time()
     try:
         gated, _ = place_gates(
-            make(library, name), coupled=True, example=torch.zeros(1, 3, size, size)
+            make(library, name),
+            coupled=True,
+            behind_barriers=True,
+            example=torch.zeros(1, 3, size, size),
         )
         seconds = time.process_time() - start
         found = check(gated, size)

@@ -49,9 +49,11 @@ def read_checkpoint(path: str | Path, key: str = "ckpt_path") -> dict:
 
 
 def complete(model: object) -> None:
-    """Say in the settings of an older run's network what they could not say: no shared gates."""
+    """Say in the settings of an older run's network what they could not say: no gates shared by
+    layers, nor behind barriers."""
     if isinstance(model, dict) and "library" in model:
         model.setdefault("coupled", False)
+        model.setdefault("behind_barriers", False)
 
 
 def is_ours(checkpoint: object) -> bool:

@@ -57,6 +57,7 @@ def new_network(
     exclude: str | Sequence[str] = (),
     gate_inputs: str | Sequence[str] = (),
     coupled: bool = False,
+    behind_barriers: bool = False,
     image_shape: Sequence[int] | None = None,
 ) -> nn.Module:
     """An image classifier, (N, C, H, W) -> logits (N, num_classes), with gates where they remove
@@ -69,7 +70,7 @@ def new_network(
             count if it has as many classes.
         without_using_gate: no gates at all.
         droprate_init, temperature, sampling, include, exclude, gate_inputs: see `insert_gates`.
-        coupled: see `insert_gates`; checkpoints without it have no shared gates.
+        coupled, behind_barriers: see `insert_gates`; older checkpoints have no such gates.
         image_shape: (C, H, W) of the images; None: colour images, as checkpoints without it had.
 
     Raises:
@@ -80,7 +81,8 @@ def new_network(
         load_pretrained(net, pretrained, num_classes)
     if without_using_gate:
         return net
-    settings = droprate_init, include, exclude, temperature, sampling, gate_inputs, coupled
+    settings = droprate_init, include, exclude, temperature, sampling
+    settings += gate_inputs, coupled, behind_barriers
     example = None
     if image_shape is not None:
         check_takes(net, tuple(image_shape))

@@ -49,9 +49,11 @@ def largest(expected: Tensor, found: Tensor) -> float:
 def judge(seed: int) -> str:
     """exact, refused: …, or what is wrong."""
     net, x = make(seed)
-    coupled = seed % 3 > 0
+    coupled, behind = seed % 3 > 0, seed % 2 > 0
     try:
-        gated, _ = place_gates(copy.deepcopy(net), coupled=coupled, example=x[:1])
+        gated, _ = place_gates(
+            copy.deepcopy(net), coupled=coupled, behind_barriers=behind, example=x[:1]
+        )
         cost = ExpectedCost(gated, tuple(x.shape[1:]))
     except UserError as error:
         return f"refused: {error}"

@@ -123,6 +123,7 @@ SETTINGS: dict[str, Setting] = {
     "model.exclude": Setting(*v.PATTERNS, OF_GATES),
     "model.gate_inputs": Setting(*v.PATTERNS, OF_GATES),
     "model.coupled": Setting(*v.BOOL, OF_GATES),
+    "model.behind_barriers": Setting(*v.BOOL, OF_GATES),
     "data": Setting(*v.GROUP),
     "data.root": Setting(*v.TEXT, PATH | UNSEEN | AGAIN),
     "data.cache_dir": Setting(*v.TEXT_OR_NULL, PATH | NO_EFFECT | MACHINE),

@@ -160,8 +160,10 @@ class ChannelGraph:
 
     def gated(self, node: fx.Node, source: fx.Node, gates: Tensor) -> Flow:
         """Behind gates of each channel."""
-        flow, axis = self.flow[source], self.module(node).axis % len(shape_of(source))
-        if flow.axis is None and shape_of(source)[axis] == len(gates):
+        flow, module, dims = self.flow[source], self.module(node), shape_of(source)
+        axis = module.axis % len(dims)
+        selects = flow.axis is None or getattr(module, "selects", False)
+        if selects and dims[axis] == len(gates):
             return Flow(gates, axis, 1, (Edge(source, How.ALL, pick=True),))
         if flow.axis != axis or flow.width != len(gates):
             refuse(self.traced, node, f": {flow.width} channels come in")

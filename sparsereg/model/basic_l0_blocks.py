@@ -135,12 +135,15 @@ class SharedGates(nn.Module):
             values (`GatedNetwork`).
         order: for each channel the number of its gate among theirs, -1 for none, (C,).
         axis: dimension of the channels.
+        selects: what makes them has to leave them all; the cut network selects those that remain.
     """
 
-    def __init__(self, gates: Mapping[str, L0Gate], order: Tensor, axis: int = 1):
+    def __init__(
+        self, gates: Mapping[str, L0Gate], order: Tensor, axis: int = 1, selects: bool = False
+    ):
         super().__init__()
         self.gates = dict(gates)  # no submodules: each parameter has one name
-        self.axis = axis
+        self.axis, self.selects = axis, selects
         self.register_buffer("order", order, persistent=False)
         width = sum(len(gate.qz_loga) for gate in gates.values())
         self.is_all = len(gates) == 1 and torch.equal(order, torch.arange(width))

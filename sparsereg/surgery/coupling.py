@@ -5,6 +5,9 @@ All channels that only go together are one class: those that additions and multi
 those of a group. What reads a class are convolutions and linear layers, behind its gate; the
 backward analysis then removes it from all that write it. (As the groups of DepGraph, Fang et al.
 2023, arXiv 2301.12900.)
+
+What a barrier makes or reads, a norm or attention, is there as a whole; but other layers need not
+read all of it. There gates start anew: one for each channel that they read, and share.
 """
 
 from collections.abc import Callable
@@ -23,22 +26,27 @@ FREE, KEPT = -1, -2  # in place of a gate: none yet, and none can be
 @dataclass
 class Read:
     """A tensor before the layers that read it: the gate of each of its entries along `axis`, by the
-    number of the layer and of the gate within it, (C, 2), -1 for none."""
+    number of the layer and of the gate within it, (C, 2), -1 for none. `selects`: all of it stays,
+    see `SharedGates`."""
 
     source: str
     readers: list[str]
     gates: Tensor
     axis: int
+    selects: bool = False
 
 
 @dataclass
 class Coupling:
     """`widths`: gates of each layer that has new ones. `goes_with`: of every layer that writes a
-    class, the layers whose gates remove its channels. `reads`: where gates are multiplied in."""
+    class, the layers whose gates remove its channels. `reads`: where gates are multiplied in.
+    `inputs`: of the layers that read behind a barrier, those that share the gates of each first
+    one, which count as its inputs'."""
 
     widths: dict[str, int] = field(default_factory=dict)
     goes_with: dict[str, list[str]] = field(default_factory=dict)
     reads: list[Read] = field(default_factory=list)
+    inputs: dict[str, list[str]] = field(default_factory=dict)
 
 
 def couple(graph: ChannelGraph, may: Callable[[str], bool]) -> Coupling:
@@ -167,3 +175,61 @@ def find_reads(
             entries = gates.repeat_interleave(flow.repeat, dim=0)
             reads.append(Read(source.name, names, entries, flow.axis))
     return reads
+
+
+def start_anew(graph: ChannelGraph, may: Callable[[str], bool], found: Coupling) -> None:
+    """Add gates for what layers read of tensors that barriers make, or read, whole.
+
+    Args:
+        graph: with all gates that remove channels of layers.
+        may: may a layer of this name have gates on its inputs?
+        found: gets them.
+    """
+    for (source, axis), layers in reads_of_wholes(graph).items():
+        names = [layer.target for layer in layers]
+        if not all(may(name) for name in names):
+            continue
+        width, gate = source.meta["value"].shape[axis], input_gate(names[0])
+        numbers = torch.stack([torch.full((width,), len(found.widths)), torch.arange(width)], dim=1)
+        found.widths[gate], found.inputs[names[0]] = width, names
+        readers = [layer.name for layer in layers]
+        found.reads.append(Read(source.name, readers, numbers, axis, selects=True))
+
+
+def reads_of_wholes(graph: ChannelGraph) -> dict[tuple[fx.Node, int], list[fx.Node]]:
+    """The layers that read a tensor of which all is there, though layers have made it, along which
+    dimension."""
+    used, learned = used_nodes(graph), made_by_layers(graph)
+    starts, classes = find_classes(graph)
+    edges = [edge for node in used for edge in graph.flow[node].edges if edge.how == How.ALL]
+    whole = [classes[own(graph, starts, edge.source)] for edge in edges]
+    is_whole = torch.isin(classes, torch.cat(whole)) if whole else torch.zeros_like(classes).bool()
+    reads: dict[tuple[fx.Node, int], list[fx.Node]] = {}
+    for node in graph.flow:
+        if graph.kinds[node] != Kind.MIX or node not in used:
+            continue
+        [edge] = graph.flow[node].edges
+        flow, dims = graph.flow[edge.source], edge.source.meta["value"].dim()
+        is_free = flow.repeat == 1 and (flow.gates == NO_GATE).all()
+        if edge.source in learned and is_free and is_whole[own(graph, starts, edge.source)].all():
+            axis = 1 if graph.flow[node].axis == 1 else dims - 1
+            reads.setdefault((edge.source, axis), []).append(node)
+    return reads
+
+
+def made_by_layers(graph: ChannelGraph) -> set[fx.Node]:
+    """The tensors that layers have made of the image."""
+    images, learned = set(), set()
+    for node, flow in graph.flow.items():
+        sources = {edge.source for edge in flow.edges}
+        if graph.kinds[node] == Kind.INPUT or images & sources:
+            images.add(node)
+        is_layer = graph.kinds[node] in (Kind.MIX, Kind.GROUPED)
+        if (is_layer and node in images) or learned & sources:
+            learned.add(node)
+    return learned
+
+
+def input_gate(layer: str) -> str:
+    """Name of the gate layer of a layer's inputs."""
+    return f"{layer}_inputs"

@@ -14,7 +14,7 @@ from sparsereg.graph.layers import copied, plain_copy
 from sparsereg.graph.tracing import trace
 from sparsereg.model.basic_l0_blocks import GATES, L0Gate, SharedGates
 from sparsereg.model.gated import GatedNetwork
-from sparsereg.surgery.coupling import Coupling, Read, couple
+from sparsereg.surgery.coupling import Coupling, Read, couple, input_gate, start_anew
 from sparsereg.surgery.modes import trace_both_modes
 from sparsereg.surgery.places import Place, find_places, put_gate
 from sparsereg.surgery.plain_graph import check_savable
@@ -34,14 +34,16 @@ def insert_gates(
     sampling: str = "per_sample",
     gate_inputs: Patterns = (),
     coupled: bool = True,
+    behind_barriers: bool = True,
     show: bool = True,
 ) -> GatedNetwork:
     """`net` with an `L0Gate` on every group of channels that can be removed.
 
     That are the output channels of a convolution or linear layer, with its BatchNorm, activation
     and depthwise convolution, if the gate behind them is all that other layers read them through;
-    and channels of residual streams, concatenations and groups, which several layers write and
-    read, with a gate that they share (`coupling`). It ends with a comparison of the gated and of a
+    channels of residual streams, concatenations and groups, which several layers write and read,
+    with a gate that they share (`coupling`); and what a layer reads of a norm's or attention's
+    result, which is there as a whole. It ends with a comparison of the gated and of a
     cut network with `net` itself, on the example and noise like it.
     Names of parameters stay: state dicts of `net` fit, but for the `gates.….qz_loga`.
 
@@ -53,6 +55,8 @@ def insert_gates(
         gate_inputs: names of linear layers whose every input gets a gate too, `gates.NAME_inputs`,
             where the gates of the channels before it do not close each of them by itself.
         coupled: shared gates too.
+        behind_barriers: gates behind norms and attention too, `gates.NAME_inputs` of the layer that
+            reads there.
         show: print which layers have gates, why the others do not, and what they can reach.
 
     Raises:
@@ -62,7 +66,7 @@ def insert_gates(
     if not isinstance(example, Tensor):
         raise UserError("insert_gates(net, example): images that the network takes, (N, C, H, W)")
     settings = droprate_init, include, exclude, temperature, sampling, gate_inputs
-    gated, places = place_gates(net, *settings, coupled, example)
+    gated, places = place_gates(net, *settings, coupled, behind_barriers, example)
     reach = verify(net, gated, example)
     if show:
         Console().print(table_of(places))
@@ -80,6 +84,7 @@ def place_gates(
     sampling: str = "per_sample",
     gate_inputs: Patterns = (),
     coupled: bool = False,
+    behind_barriers: bool = False,
     example: Tensor | None = None,
 ) -> tuple[GatedNetwork, list[Place]]:
     """What `insert_gates` does, without its last comparison; `example`: see `trace`."""
@@ -94,19 +99,25 @@ def place_gates(
     def new_gate(width: int, axis: int = 1) -> L0Gate:
         return L0Gate(width, droprate_init, temperature, sampling, axis)
 
+    def may(name: str) -> bool:
+        return is_chosen(name, include, exclude)
+
     for place in places:
         if place.why_not is None:
             gate = new_gate(place.width, place.axis)
             put_gate(traced, place, gate)
             add_module(net, f"{GATES}.{place.gate}", gate)
-    if coupled:
-        found = couple(ChannelGraph(traced), lambda name: is_chosen(name, include, exclude))
+    if coupled or behind_barriers:
+        graph = ChannelGraph(traced)
+        found = couple(graph, may) if coupled else Coupling()
+        if behind_barriers:
+            start_anew(graph, may, found)
         gates = {f"{GATES}.{name}": new_gate(width) for name, width in found.widths.items()}
         for name, gate in gates.items():
             add_module(net, name, gate)
         for read in found.reads:
             put_read(net, traced, read, gates)
-        places = [with_coupling(place, found) for place in places]
+        places = [each for place in places for each in with_coupling(place, found)]
     if all(place.why_not is not None for place in places):
         raise UserError(
             f"{type(net).__name__} has no channels that can be removed: "
@@ -145,7 +156,7 @@ def put_read(net: nn.Module, traced: fx.GraphModule, read: Read, gates: dict[str
         mine = layers == [*gates].index(name)
         order[mine] = places[mine] + start
         start += len(gates[name].qz_loga)
-    shared = SharedGates({name: gates[name] for name in names}, order, read.axis)
+    shared = SharedGates({name: gates[name] for name in names}, order, read.axis, read.selects)
     name = f"shared_{read.source}"
     net.add_module(name, shared)
     traced.add_submodule(name, shared)
@@ -158,20 +169,22 @@ def put_read(net: nn.Module, traced: fx.GraphModule, read: Read, gates: dict[str
             user.replace_input_with(source, node)
 
 
-def with_coupling(place: Place, found: Coupling) -> Place:
-    """What has become of a layer that had no gate of its own."""
-    if place.why_not is None or place.is_input:
-        return place
-    if place.layer in found.widths:
-        others = [n for n, layers in found.goes_with.items() if place.layer in layers]
-        with_ = [name for name in others if name != place.layer]
-        width = found.widths[place.layer]
-        shared = replace(place, channels=place.width, width=width, goes=tuple(with_))
-        return replace(shared, why_not=None)
-    if place.layer in found.goes_with:
-        names = found.goes_with[place.layer]
-        return replace(place, why_not=f"goes with the channels of {', '.join(names)}")
-    return place
+def with_coupling(place: Place, found: Coupling) -> list[Place]:
+    """What has become of a layer that had no gate of its own, after the gates on its inputs."""
+    name, shared = place.layer, place
+    if place.why_not is not None and not place.is_input:
+        if name in found.widths:
+            writers = [n for n, layers in found.goes_with.items() if name in layers]
+            others, width = tuple(n for n in writers if n != name), found.widths[name]
+            shared = replace(shared, channels=place.width, width=width, goes=others, why_not=None)
+        elif name in found.goes_with:
+            why_not = f"goes with the channels of {', '.join(found.goes_with[name])}"
+            shared = replace(shared, why_not=why_not)
+    if place.is_input or name not in found.inputs:
+        return [shared]
+    _, *others = found.inputs[name]
+    width = found.widths[input_gate(name)]
+    return [Place(name, width, None, is_input=True, goes=tuple(others)), shared]
 
 
 def table_of(places: list[Place]) -> Table:

@@ -12,6 +12,7 @@ from sparsereg.graph.channels import ChannelGraph
 from sparsereg.graph.operations import Kind
 from sparsereg.graph.readers import kept, removers
 from sparsereg.model.basic_l0_blocks import GATES, L0Gate
+from sparsereg.surgery.coupling import input_gate
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Place:
     @property
     def gate(self) -> str:
         """Name of the gate layer."""
-        return f"{self.layer}_inputs" if self.is_input else self.layer
+        return input_gate(self.layer) if self.is_input else self.layer
 
 
 def find_places(

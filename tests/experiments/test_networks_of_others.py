@@ -17,7 +17,9 @@ FEW = ("regnety_002", "ghostnet_050", "convnext_atto", "mobilenetv4_conv_small")
 
 def check(library: str, name: str, size: int, patterns: int) -> None:
     net = networks.make(library, name)
-    gated, _ = place_gates(net, coupled=True, example=torch.zeros(1, 3, size, size))
+    gated, _ = place_gates(
+        net, coupled=True, behind_barriers=True, example=torch.zeros(1, 3, size, size)
+    )
     found = networks.check(gated, size, patterns)
     assert found["error"] <= 1e-9 and found["counts"]
     assert name in UNREACHABLE or min(found["params"], found["macs"]) >= 0.5
