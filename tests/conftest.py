@@ -52,7 +52,7 @@ class Result:
     code: int
     out: str
     err: str
-    seconds: float
+    seconds: float  # of CPU time, which other work on the machine does not change
 
 
 def launch(script: str, *arguments: str, **options) -> subprocess.Popen:
@@ -63,7 +63,7 @@ def launch(script: str, *arguments: str, **options) -> subprocess.Popen:
 
 
 def run_process(script: str, *arguments: str, **options) -> Result:
-    start = time.perf_counter()
+    start = seconds_of_children()
     process = launch(script, *arguments, start_new_session=True, **options)
     try:
         out, err = process.communicate(timeout=240)
@@ -71,7 +71,13 @@ def run_process(script: str, *arguments: str, **options) -> Result:
         os.killpg(process.pid, signal.SIGKILL)
         out, err = process.communicate()
         pytest.fail(f"{script} had not ended after 240 s:\n{out}\n{err}")
-    return Result(process.returncode, out, err, time.perf_counter() - start)
+    return Result(process.returncode, out, err, seconds_of_children() - start)
+
+
+def seconds_of_children() -> float:
+    """CPU time of all processes that have ended."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def assert_one_line(result: Result, *words: str) -> None:
@@ -108,9 +114,9 @@ def command(capfd):
     """`run_here` with what it prints."""
 
     def run(script: str, *arguments: str) -> Result:
-        start = time.perf_counter()
+        start = time.process_time()
         code = run_here(script, *arguments)
-        return Result(code, *capfd.readouterr(), time.perf_counter() - start)
+        return Result(code, *capfd.readouterr(), time.process_time() - start)
 
     return run
 
