@@ -18,10 +18,12 @@ from torch.nn import functional as F
 from benchmarks.measure import BATCH, CLASSES, DEVICE, IMAGE, alternate, rows_of
 from benchmarks.reference import Reference
 from sparsereg.commands.memory import keep_buffers
+from sparsereg.compact import compact
 from sparsereg.model import kernels
-from sparsereg.model.basic_l0_blocks import prob_nonzero
+from sparsereg.model.basic_l0_blocks import gate_layers, prob_nonzero
 from sparsereg.model.googlenet import GoogleNet
 from sparsereg.model.precision import has_bfloat16
+from sparsereg.model.training_graph import training_graph
 from sparsereg.sparsity.cost import ExpectedCost
 from sparsereg.sparsity.selection import reopen
 from sparsereg.training.module import compiled
@@ -30,6 +32,7 @@ LAMBDA = 0.5
 UNGATED, WITH_TORCH = "no gates", "no gates, torch's kernels"
 PER_SAMPLE, PER_BATCH = "gates per sample", "gates per batch"
 REFERENCE = "reference formulation"
+CUT, CUT_LAYERS = "half of the channels", "half of the channels, layer by layer"
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -92,6 +95,17 @@ def reference_step(precision=torch.float32):
     return step_of(net, reference_loss(net), precision)
 
 
+def cut_steps(precision: torch.dtype) -> dict[str, Callable[[Tensor, Tensor], None]]:
+    """Of what is left when every other gate is closed: as the product trains it, and with an
+    operation for each layer."""
+    net = GoogleNet(droprate_init=0.05)
+    for gate in gate_layers(net).values():
+        gate.qz_loga.data[1::2] = -10
+    small = compact(net).to(DEVICE, memory_format=torch.channels_last).train()
+    ways = {CUT: training_graph(small).train(), CUT_LAYERS: small}
+    return {name: step_of(small, plain_loss(way), precision) for name, way in ways.items()}
+
+
 def without_kernels(step: Callable[[Tensor, Tensor], None]) -> Callable[[Tensor, Tensor], None]:
     return patch.object(kernels, "library", lambda: None)(step)
 
@@ -106,6 +120,7 @@ def steps(precision: torch.dtype) -> dict[str, Callable[[Tensor, Tensor], None]]
     }
     if DEVICE == "cpu" and precision == torch.bfloat16 and kernels.library():
         ways[WITH_TORCH] = without_kernels(ungated_step(precision))
+        ways |= cut_steps(precision)
     if DEVICE == "cuda":
         ways[f"{UNGATED}, compiled"] = ungated_step(precision, compile=True)
         ways[f"{PER_SAMPLE}, compiled"] = gated_step(precision, compile=True)
