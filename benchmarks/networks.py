@@ -41,7 +41,7 @@ TIMM = (
     *("ghostnet_050", "rexnet_100", "nf_regnet_b0", "convnext_atto", "convmixer_768_32"),
     *("fastvit_t8", "repghostnet_050", "inception_v4", "xception41", "selecsls42"),
     *("dm_nfnet_f0", "poolformer_s12", "mobilevit_xxs", "levit_128s", "coatnet_pico_rw_224"),
-    *("regnety_002"),
+    *("regnety_002", "convnextv2_atto", "resnet50_gn"),
 )
 SIZES = {  # of images; 64 for the others
     **dict.fromkeys(("vit_b_32", "maxvit_t", "levit_128s", "coatnet_pico_rw_224"), 224),
