@@ -1,6 +1,7 @@
-"""A training step with gates beside one without, alternating in one process.
+"""A training step with all gates beside one without them, or without those of one kind, in turns.
 
 python -m benchmarks.gated_step [NETWORK] [--batch 32]
+python -m benchmarks.gated_step convnext_atto --library timm --size 64 --without behind_barriers
 """
 
 import argparse
@@ -15,6 +16,7 @@ from sparsereg.export.latency import machine
 from sparsereg.networks import new_network
 
 ROUNDS = 15
+ALL = {"coupled": True, "behind_barriers": True}
 
 
 def seconds_per_step(net: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
@@ -31,14 +33,22 @@ def seconds_per_step(net: nn.Module, images: torch.Tensor, labels: torch.Tensor)
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("network", nargs="?", default="resnet18")
+    parser.add_argument("--library", default="sparsereg")
+    parser.add_argument("--size", type=int, default=32, help="of the images")
     parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--without", choices=["gates", *ALL], default="gates")
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    images = torch.randn(arguments.batch, 3, 32, 32).to(memory_format=torch.channels_last)
+    shape = (3, arguments.size, arguments.size)
+    images = torch.randn(arguments.batch, *shape).to(memory_format=torch.channels_last)
     labels = torch.randint(10, (arguments.batch,))
+    without = f"without {arguments.without}"
+    less = (
+        {"without_using_gate": True} if arguments.without == "gates" else {arguments.without: False}
+    )
     nets = {}
-    for name, ungated in (("ungated", True), ("gated", False)):
-        net = new_network("sparsereg", arguments.network, without_using_gate=ungated)
+    for name, settings in ((without, ALL | less), ("gated", ALL)):
+        net = new_network(arguments.library, arguments.network, image_shape=shape, **settings)
         nets[name] = net.to(memory_format=torch.channels_last).train()
         net.optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
         seconds_per_step(net, images, labels)
@@ -46,11 +56,11 @@ def main() -> None:
     for _ in range(ROUNDS):
         for name, net in nets.items():
             times[name].append(seconds_per_step(net, images, labels))
-        ratios.append(times["gated"][-1] / times["ungated"][-1])
+        ratios.append(times["gated"][-1] / times[without][-1])
     low, _, high = quantiles(ratios, n=4)
     print(f"{arguments.network}, batch {arguments.batch}, {machine()}")
     print(*(f"{name} {1000 * median(t):.0f} ms" for name, t in times.items()), sep=", ")
-    print(f"gated / ungated: median {median(ratios):.3f}, quartiles {low:.3f} to {high:.3f}")
+    print(f"gated / {without}: median {median(ratios):.3f}, quartiles {low:.3f} to {high:.3f}")
 
 
 if __name__ == "__main__":
