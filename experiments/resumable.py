@@ -14,8 +14,7 @@ def train(folder: Path, *settings: str) -> Path:
     """The finished run in a folder of runs, which is trained, or trained on, unless it is there.
 
     A run that was stopped has the settings of its checkpoint, and the teacher, data folder and
-    devices that are named here. What train.py prints is added to
-    FOLDER/train.log.
+    devices that are named here. What train.py prints is added to FOLDER/train.log.
 
     Args:
         folder: below `ROOT`; its runs are FOLDER/lightning_logs/version_N.

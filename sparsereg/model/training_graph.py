@@ -24,7 +24,7 @@ class Normalised(nn.Module):
 def training_graph(net: nn.Module) -> nn.Module:
     """A network of the same layers, with the same outputs and gradients to rounding.
 
-    `net` itself, unless it has been traced and cut.
+    `net` itself, unless it has been traced and cut, and has what can be one operation.
     """
     if not isinstance(net, fx.GraphModule):
         return net
@@ -34,6 +34,8 @@ def training_graph(net: nn.Module) -> nn.Module:
             fuse(fused, node, node.args[0])
     for node in list(fused.graph.nodes):
         fuse(fused, node, [node])
+    if not any(isinstance(module, Normalised) for module in fused.modules()):
+        return net
     fused.graph.eliminate_dead_code()
     fused.recompile()
     return fused
