@@ -8,7 +8,7 @@ from enum import StrEnum
 from pkgutil import resolve_name
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torchvision.ops import StochasticDepth
 
 from sparsereg.graph.nodes import module_of
@@ -177,3 +177,37 @@ def kind_of_module(module: nn.Module) -> Kind:
 def is_layer(module: nn.Module) -> bool:
     """Is it a convolution or linear layer, perhaps one that computes its weights?"""
     return isinstance(module, (nn.Linear, *CONVOLUTIONS))
+
+
+def known_shape(module: nn.Module, x: Tensor) -> tuple[int, ...] | None:
+    """That of the result of some of torch's layers.
+
+    Raises:
+        RuntimeError: it cannot take this tensor.
+    """
+    kind = type(module)
+    if kind in BATCH_NORMS:
+        check_width(module, x, 1, module.num_features)
+        return x.shape
+    if kind is nn.Linear:
+        check_width(module, x, -1, module.in_features)
+        return (*x.shape[:-1], module.out_features)
+    if kind in CONVOLUTIONS and x.dim() == module.weight.dim():
+        check_width(module, x, 1, module.in_channels)
+        return None if isinstance(module.padding, str) else conv_shape(module, x)
+    same = (Kind.SCALE, Kind.ZERO, Kind.CONSTANT, Kind.GATE)
+    return x.shape if MODULES.get(kind) in same else None
+
+
+def check_width(module: nn.Module, x: Tensor, axis: int, expected: int) -> None:
+    if x.shape[axis] != expected:
+        raise RuntimeError(f"{module} reads a tensor of {tuple(x.shape)}")
+
+
+def conv_shape(conv: nn.Module, x: Tensor) -> tuple[int, ...] | None:
+    settings = zip(conv.kernel_size, conv.padding, conv.stride, conv.dilation, strict=True)
+    sizes = [
+        (n + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+        for n, (kernel, padding, stride, dilation) in zip(x.shape[2:], settings, strict=True)
+    ]
+    return (len(x), conv.out_channels, *sizes) if min(sizes) > 0 else None

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import (  # torch has no public name for it
 from torch.fx.proxy import TraceError
 from torch.utils._pytree import tree_map, tree_map_only
 
-from sparsereg.graph.operations import BATCH_NORMS, CONVOLUTIONS, MODULES, Kind
+from sparsereg.graph.operations import known_shape
 
 LISTS = (torch.cat, torch.concat, torch.stack, torch.hstack, torch.vstack)
 NEW = ("new_zeros", "new_ones", "new_full")  # tensors that the code may write into
@@ -245,40 +245,6 @@ def check_context(target: Any, args: tuple) -> None:
         raise TraceError(
             "it computes in another precision (torch.autocast): leave that to whoever calls it"
         )
-
-
-def known_shape(module: nn.Module, x: Tensor) -> tuple[int, ...] | None:
-    """That of the result of some of torch's layers.
-
-    Raises:
-        RuntimeError: it cannot take this tensor.
-    """
-    kind = type(module)
-    if kind in BATCH_NORMS:
-        check_width(module, x, 1, module.num_features)
-        return x.shape
-    if kind is nn.Linear:
-        check_width(module, x, -1, module.in_features)
-        return (*x.shape[:-1], module.out_features)
-    if kind in CONVOLUTIONS and x.dim() == module.weight.dim():
-        check_width(module, x, 1, module.in_channels)
-        return None if isinstance(module.padding, str) else conv_shape(module, x)
-    same = (Kind.SCALE, Kind.ZERO, Kind.CONSTANT, Kind.GATE)
-    return x.shape if MODULES.get(kind) in same else None
-
-
-def check_width(module: nn.Module, x: Tensor, axis: int, expected: int) -> None:
-    if x.shape[axis] != expected:
-        raise RuntimeError(f"{module} reads a tensor of {tuple(x.shape)}")
-
-
-def conv_shape(conv: nn.Module, x: Tensor) -> tuple[int, ...] | None:
-    settings = zip(conv.kernel_size, conv.padding, conv.stride, conv.dilation, strict=True)
-    sizes = [
-        (n + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-        for n, (kernel, padding, stride, dilation) in zip(x.shape[2:], settings, strict=True)
-    ]
-    return (len(x), conv.out_channels, *sizes) if min(sizes) > 0 else None
 
 
 def is_theirs(function: FunctionType) -> bool:

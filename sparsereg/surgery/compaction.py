@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from sparsereg.errors import UserError
 from sparsereg.graph.channels import ChannelGraph
-from sparsereg.graph.layers import copied, plain_copy
+from sparsereg.graph.layers import behind, copied, plain_copy
 from sparsereg.model.basic_l0_blocks import deterministic_gate
 from sparsereg.surgery.cut import cut
 
@@ -61,7 +61,7 @@ def cut_closed(
         for name, gate in channels.gate_layers.items()
     }
     kept = {name: round_up(value > 0, round_to) for name, value in values.items()}
-    return cut(channels, values, kept)
+    return tidy(cut(channels, values, kept))
 
 
 def without_gates(net: nn.Module) -> fx.GraphModule:
@@ -69,7 +69,49 @@ def without_gates(net: nn.Module) -> fx.GraphModule:
     channels = ChannelGraph(plain_copy(net))
     gates = channels.gate_layers.items()
     ones = {name: torch.ones_like(gate.qz_loga.detach()) for name, gate in gates}
-    return cut(channels, ones, {name: one > 0 for name, one in ones.items()})
+    return tidy(cut(channels, ones, {name: one > 0 for name, one in ones.items()}))
+
+
+def tidy(small: fx.GraphModule) -> fx.GraphModule:
+    """Without what nothing reads any more, ready to be used and to go into a file."""
+    take_apart(small)
+    small.graph.eliminate_dead_code()
+    small.delete_all_unused_submodules()
+    forget_unread(small)
+    small.recompile()
+    [images] = small.graph.find_nodes(op="placeholder")
+    small.meta["image_shape"] = tuple(images.meta["value"].shape[1:])
+    for node in small.graph.nodes:
+        node.meta.pop("value", None)  # that of the whole network
+    for node in small.graph.find_nodes(op="get_attr"):  # all that is read goes into a file
+        owner, _, name = node.target.rpartition(".")
+        small.get_submodule(owner)._non_persistent_buffers_set.discard(name)
+    return small.eval()
+
+
+def take_apart(traced: fx.GraphModule) -> None:
+    """No layer within a layer: what follows a BatchNorm (`layers.behind`) is beside it."""
+    nodes = traced.graph.find_nodes(op="call_module")
+    layers = {node.target: traced.get_submodule(node.target) for node in nodes}
+    for node in nodes:
+        owner, _, last = node.target.rpartition(".")
+        if owner in layers:
+            name = f"{owner}_{last}"
+            traced.add_submodule(name, layers[node.target])
+            node.target = name
+    for layer in layers.values():
+        for child in behind(layer):
+            layer._modules = {n: m for n, m in layer._modules.items() if m is not child}
+
+
+def forget_unread(traced: fx.GraphModule) -> None:
+    """Without the parameters that the code read itself, and of which nothing remains."""
+    layers = tuple(f"{node.target}." for node in traced.graph.find_nodes(op="call_module"))
+    read = {node.target for node in traced.graph.find_nodes(op="get_attr")}
+    for name, _ in [*traced.named_parameters()]:
+        owner, _, last = name.rpartition(".")
+        if name not in read and not name.startswith(layers):
+            delattr(traced.get_submodule(owner), last)
 
 
 def round_up(is_open: Tensor, multiple: int) -> Tensor:

@@ -4,14 +4,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from sparsereg.graph.channels import ChannelGraph
-from sparsereg.graph.layers import behind
 from sparsereg.graph.nodes import NO_GATE, Flow, How
 from sparsereg.graph.operations import Kind
 from sparsereg.graph.readers import present as find_present
-from sparsereg.graph.unreached import Collapsed, Constants, find_constants
+from sparsereg.graph.unreached import Collapsed, find_constants
 from sparsereg.model.basic_l0_blocks import L0Gate, SharedGates
-from sparsereg.model.layers import ChannelScale, ChannelSelect, ChannelShift
-from sparsereg.surgery.values import apply_gates
+from sparsereg.model.layers import ChannelScale, ChannelSelect
+from sparsereg.surgery.values import apply_gates, put_in
 
 __all__ = ["Collapsed", "cut"]
 
@@ -22,7 +21,8 @@ SIZED = ("view", "reshape", "expand")  # operations that are told the sizes of t
 def cut(
     channels: ChannelGraph, values: dict[str, Tensor], kept: dict[str, Tensor]
 ) -> fx.GraphModule:
-    """Multiply gate values into the weights, and remove the channels whose gate is not kept."""
+    """Multiply gate values into the weights, and remove the channels whose gate is not kept; what
+    is no longer read is still there, see `tidy`."""
     is_kept = torch.cat([torch.zeros(0, dtype=torch.bool), *(k.cpu() for k in kept.values())])
     while True:
         present = find_present(channels, is_kept.long())
@@ -33,7 +33,6 @@ def cut(
             [source] = channels.sources(layer)
             gates = channels.gate_of[source]
             is_kept[gates[gates > NO_GATE][0] - 1] = True  # zero, as its value is
-    traced = channels.traced
     with torch.no_grad():
         apply_gates(channels, present, values)
         fix_sizes(channels)
@@ -41,45 +40,7 @@ def cut(
             if present[node].any():
                 narrow(channels, node, present)
         put_in(channels, constants)
-    take_apart(traced)
-    traced.graph.eliminate_dead_code()
-    traced.delete_all_unused_submodules()
-    forget_unread(traced)
-    traced.recompile()
-    [images] = traced.graph.find_nodes(op="placeholder")
-    image_shape = tuple(images.meta["value"].shape[1:])
-    for node in traced.graph.nodes:
-        node.meta.pop("value", None)  # that of the whole network
-    for node in traced.graph.find_nodes(op="get_attr"):  # all that is read goes into a file
-        owner, _, name = node.target.rpartition(".")
-        traced.get_submodule(owner)._non_persistent_buffers_set.discard(name)
-    traced.meta["image_shape"] = image_shape
-    return traced.eval()
-
-
-def forget_unread(traced: fx.GraphModule) -> None:
-    """Without the parameters that the code read itself, and of which nothing remains."""
-    layers = tuple(f"{node.target}." for node in traced.graph.find_nodes(op="call_module"))
-    read = {node.target for node in traced.graph.find_nodes(op="get_attr")}
-    for name, _ in [*traced.named_parameters()]:
-        owner, _, last = name.rpartition(".")
-        if name not in read and not name.startswith(layers):
-            delattr(traced.get_submodule(owner), last)
-
-
-def take_apart(traced: fx.GraphModule) -> None:
-    """No layer within a layer: what follows a BatchNorm (`layers.behind`) is beside it."""
-    nodes = traced.graph.find_nodes(op="call_module")
-    layers = {node.target: traced.get_submodule(node.target) for node in nodes}
-    for node in nodes:
-        owner, _, last = node.target.rpartition(".")
-        if owner in layers:
-            name = f"{owner}_{last}"
-            traced.add_submodule(name, layers[node.target])
-            node.target = name
-    for layer in layers.values():
-        for child in behind(layer):
-            layer._modules = {n: m for n, m in layer._modules.items() if m is not child}
+    return channels.traced
 
 
 def fix_sizes(channels: ChannelGraph) -> None:
@@ -276,16 +237,3 @@ def take(module: nn.Module, dimensions: dict[str, int], index: Tensor) -> None:
         if isinstance(tensor, nn.Parameter):
             part = nn.Parameter(part, tensor.requires_grad)
         setattr(module, name, part)
-
-
-def put_in(channels: ChannelGraph, constants: Constants) -> None:
-    """One layer in place of each of these additions and multiplications."""
-    traced = channels.traced
-    for reader, (side, value) in constants.items():
-        is_sum, name = channels.kinds[reader] == Kind.ADD, f"constant_{reader.name}"
-        axis = channels.flow[reader].axis
-        layer = (ChannelShift if is_sum else ChannelScale)(len(value), axis).to(value)
-        (layer.shift if is_sum else layer.scale).copy_(value)
-        traced.add_submodule(name, layer)
-        with traced.graph.inserting_before(reader):
-            reader.replace_all_uses_with(traced.graph.call_module(name, (reader.args[1 - side],)))

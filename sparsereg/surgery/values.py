@@ -1,4 +1,4 @@
-"""The values of gates go into weights."""
+"""The values of gates go into weights, constants into layers of their own."""
 
 import torch
 from torch import Tensor, fx
@@ -6,8 +6,9 @@ from torch import Tensor, fx
 from sparsereg.graph.channels import ChannelGraph
 from sparsereg.graph.nodes import How
 from sparsereg.graph.operations import Kind
+from sparsereg.graph.unreached import Constants
 from sparsereg.model.basic_l0_blocks import SharedGates
-from sparsereg.model.layers import ChannelScale
+from sparsereg.model.layers import ChannelScale, ChannelShift
 
 MULTIPLYING = (Kind.SCALE, Kind.POOL)  # f(c·x) = c·f(x)
 LAYERS = (Kind.MIX, Kind.GROUPED, Kind.AFFINE)
@@ -103,3 +104,16 @@ def start(channels: ChannelGraph, user: fx.Node, order: Tensor) -> int | None:
         return None
     is_joined = channels.kinds[user] == Kind.CAT and len(own) == len(order)
     return None if is_joined and len(channels.flow[user].edges) > 1 else int(own[0])
+
+
+def put_in(channels: ChannelGraph, constants: Constants) -> None:
+    """One layer in place of each of these additions and multiplications."""
+    traced = channels.traced
+    for reader, (side, value) in constants.items():
+        is_sum, name = channels.kinds[reader] == Kind.ADD, f"constant_{reader.name}"
+        axis = channels.flow[reader].axis
+        layer = (ChannelShift if is_sum else ChannelScale)(len(value), axis).to(value)
+        (layer.shift if is_sum else layer.scale).copy_(value)
+        traced.add_submodule(name, layer)
+        with traced.graph.inserting_before(reader):
+            reader.replace_all_uses_with(traced.graph.call_module(name, (reader.args[1 - side],)))
