@@ -55,7 +55,7 @@ def keep(folder: Path, name: str, data: str) -> Path:
         raise UserError(f"{folder} is {run.status}: {run.why}")
     MODELS.mkdir(exist_ok=True)
     path = MODELS / f"{name}.pt"
-    content = network_of(folder / "checkpoints" / "best.ckpt")
+    content = network_of(Path(run.results["checkpoint"]))  # the one its results are of
     content["sparsereg"] |= {"overrides": [], "config": {"data": settings(data)}}
     write_checkpoint(content, path)
     write_checkpoint(content | {"sample": sample(path, data)}, path)

@@ -2,6 +2,7 @@
 there; shown on a network of the digits that is put into another folder, too."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,12 @@ def test_a_run_is_put_there(command, trained, tmp_path, monkeypatch):
             models.keep(run, "ungated", "digits")
     finally:
         (tmp_path / "summary.json").rename(run / "summary.json")
+
+
+def test_the_checkpoint_that_the_results_are_of(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "MODELS", tmp_path / "models")
+    run = shutil.copytree(trained["gated"].parents[1], tmp_path / "version_0")
+    results = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(results | {"checkpoint": "checkpoints/last.ckpt"}))
+    (run / "checkpoints/best.ckpt").unlink()
+    check(models.keep(run, "last", "digits"))
