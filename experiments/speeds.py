@@ -2,8 +2,9 @@
 
     python -m experiments.speeds outputs/table/cpu
 
-Every finished run without gates, the dense one too, is folded and timed in turns with the folded
-dense network of its seed. What comes out lies beside its best checkpoint, where report.py looks
+Every finished run, the dense one too, is cut, folded and timed in turns with the folded dense
+network of its seed; gates_… and scratch_… are left out, whose networks nobody uses. What comes out
+lies beside the checkpoint that the results are of, where report.py looks
 (best_compact/report.json). Runs that have it already are left out.
 """
 
@@ -19,7 +20,7 @@ from sparsereg.compact import compact, fold
 from sparsereg.export.latency import compare_latency, machine, speedup
 from sparsereg.export.report import BATCHES
 from sparsereg.files import write_atomically
-from sparsereg.runs.folder import MEASURED, compact_folder
+from sparsereg.runs.folder import MEASURED, compact_folder, read_summary
 
 
 def main(arguments: list[str]) -> int:
@@ -27,12 +28,12 @@ def main(arguments: list[str]) -> int:
     for summary in sorted(root.glob("*/seed_*/lightning_logs/version_*/summary.json")):
         run, row = summary.parent, summary.parents[2]
         if row.parent.name.startswith(("gates_", "scratch_")):
-            continue  # not cut
+            continue
         dense = next(root.glob(f"dense/{row.name}/lightning_logs/*/summary.json")).parent
-        best, dense = (folder / "checkpoints" / "best.ckpt" for folder in (run, dense))
-        report = compact_folder(best) / "report.json"
+        own, dense = (Path(read_summary(folder)["checkpoint"]) for folder in (run, dense))
+        report = compact_folder(own) / "report.json"
         if not report.exists():
-            times = compare(best, dense)
+            times = compare(own, dense)
             report.parent.mkdir(exist_ok=True)
             content = {"variants": {MEASURED: times}, "machine": machine()}
             write_atomically(report, json.dumps(content, indent=1).encode())

@@ -70,8 +70,8 @@ def write_csv(path: Path, rows: list[dict]) -> None:
         writer.writerows(rows)
 
 
-def make_latency(folder: Path, content: str | None = None) -> None:
-    file = folder / "checkpoints" / "best_compact" / "report.json"
+def make_latency(folder: Path, content: str | None = None, of: str = "best") -> None:
+    file = folder / "checkpoints" / f"{of}_compact" / "report.json"
     file.parent.mkdir(parents=True)
     times = {"ms_batch_1": 6.64, "speedup_batch_1": 1.18}
     times |= {"ms_batch_128": 278.97, "speedup_batch_128": 1.46}

@@ -118,10 +118,12 @@ def read_run(run: Run, roots: list[Path]) -> Run:
         return run
     run.results = {key: summary[key] for key in RESULTS if summary.get(key) is not None}
     run.open_channels = summary.get("open_channels", {})
+    checkpoint = Path(summary.get("checkpoint", "best.ckpt"))  # the one that has these results
     try:
-        run.results |= read_latency(run.folder)
+        run.results |= read_latency(run.folder, checkpoint.name)
     except (OSError, ValueError) as error:
-        run.why = one_line("no latency: checkpoints/best_compact/report.json", error)
+        file = f"no latency: checkpoints/{checkpoint.stem}_compact/report.json"
+        run.why = one_line(file, error)
     return run
 
 

@@ -4,7 +4,7 @@ config.yaml                                all settings
 summary.json                               the results; only once the run is finished
 metrics.csv, qz_loga.csv                   curves (drawn by `sparsereg.runs.pictures`)
 checkpoints/last.ckpt, best.ckpt
-checkpoints/best_compact/                  what compact.py makes of best.ckpt
+checkpoints/best_compact/                  what compact.py makes of best.ckpt; or last_compact
 """
 
 import copy
@@ -195,13 +195,14 @@ def is_result(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and -BIG < value < BIG
 
 
-def read_latency(folder: Path) -> dict[str, float]:
-    """Milliseconds and speed-up over the dense folded network; empty if not measured.
+def read_latency(folder: Path, checkpoint: str) -> dict[str, float]:
+    """Milliseconds and speed-up over the dense folded network of a run's checkpoint, best.ckpt or
+    last.ckpt; empty if not measured.
 
     Raises:
         OSError, ValueError: they cannot be read.
     """
-    path = compact_folder(folder / "checkpoints" / "best.ckpt") / "report.json"
+    path = compact_folder(folder / "checkpoints" / checkpoint) / "report.json"
     if not path.exists():
         return {}
     try:

@@ -83,6 +83,13 @@ def test_a_damaged_latency_report_costs_the_latency_alone(tmp_path):
     assert run.why.startswith("no latency: checkpoints/best_compact/report.json")
 
 
+@pytest.mark.parametrize("of", ["best", "last"])
+def test_the_latency_is_that_of_the_checkpoint_of_the_results(tmp_path, of):
+    run = make_run(tmp_path / "version_0", checkpoint=f"checkpoints/{of}.ckpt")
+    make_latency(run, of="last")
+    assert ("ms_batch_1" in found(tmp_path)["version_0"].results) == (of == "last")
+
+
 def test_settings_that_make_no_difference_are_left_out(tmp_path):
     make_run(tmp_path / "version_0", {"lambda_l0": 1.0})
     assert found(tmp_path)["version_0"].settings == {
