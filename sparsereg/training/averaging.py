@@ -27,6 +27,9 @@ class AverageWeights(WeightAveraging):
         self.steps = 0
 
     def blend(self, averages: list[Tensor], weights: list[Tensor], _) -> None:
+        if not averages[0].is_floating_point():  # of one type: the numbers of channels, counts
+            torch._foreach_copy_(averages, weights)
+            return
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         get_ema_multi_avg_fn(decay)(averages, weights, None)
 

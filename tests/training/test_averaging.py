@@ -4,10 +4,12 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from conftest import QUIET, SHORT, checkpoint_path, summary
+from torch.optim.swa_utils import AveragedModel
 
 from sparsereg.checkpoint import read_checkpoint
 from sparsereg.data import Digits
 from sparsereg.model.googlenet import GoogleNet
+from sparsereg.model.layers import ChannelSelect
 from sparsereg.sparsity.objective import L0Penalty
 from sparsereg.training.averaging import AverageWeights
 from sparsereg.training.module import L0Module
@@ -62,6 +64,19 @@ def test_the_average(tmp_path):
 
 
 @pytest.mark.slow
+def test_numbers_of_channels_stay():
+    """Those by which a cut network selects channels, whatever the average of the weights."""
+    net = torch.nn.Sequential(ChannelSelect(500), torch.nn.Linear(500, 2))
+    net[0].order.copy_(torch.randperm(500))
+    average = AveragedModel(net, multi_avg_fn=AverageWeights().blend, use_buffers=True)
+    before = net[1].weight.clone()
+    for _ in range(50):
+        torch.nn.init.normal_(net[1].weight)
+        average.update_parameters(net)
+    assert torch.equal(average.module[0].order, net[0].order)
+    assert not torch.equal(average.module[1].weight, before)
+
+
 def test_a_target_is_met_by_the_saved_average(command, tmp_path):
     """Settled gates are those of the cut network at once, though weights lag behind."""
     target = ("target_sparsity=0.4", "droprate_init=0.05", "trainer.max_epochs=3")
