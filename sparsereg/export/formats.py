@@ -63,6 +63,8 @@ def save(
     Raises:
         UserError: a layer that cannot be saved, see `compact`; or the file cannot be written.
     """
+    if len(image_shape) != 3:
+        raise UserError(f"image_shape={tuple(image_shape)} must be (C, H, W)")
     data = {"classes": [*map(str, classes)], "image_shape": [*map(int, image_shape)]}
     data |= {"mean": [*map(float, mean)], "std": [*map(float, std)]}
     dense = dense_size(net, tuple(image_shape))

@@ -17,13 +17,15 @@ every tensor learns which gate multiplies it (`flows`); backward, who still read
 A channel that nothing reads is not computed, and so on up to the input.
 """
 
+from collections import Counter
+
 import torch
 from torch import Tensor, fx, nn
 
 from sparsereg.graph.flows import RULES, origin_of, shape_of
 from sparsereg.graph.nodes import NO_GATE, Edge, Flow, How, module_of, refuse, whole
 from sparsereg.graph.operations import Kind, kind_of
-from sparsereg.graph.tracing import shared, trace
+from sparsereg.graph.tracing import trace
 from sparsereg.model.basic_l0_blocks import L0Gate, SharedGates
 
 REASONS = {  # what becomes of a zero, or why it does not help
@@ -235,3 +237,21 @@ class ChannelGraph:
 
 def holds_weights(module: nn.Module | None) -> bool:
     return module is None or bool(module.state_dict())
+
+
+def shared(traced: fx.GraphModule) -> set[str]:
+    """Modules and parameters that the graph uses in several places, by name: they cannot be cut for
+    one of them."""
+    calls = Counter(n.target for n in traced.graph.nodes if n.op in ("call_module", "get_attr"))
+    found = {name for name, times in calls.items() if times > 1}
+    for node in traced.graph.find_nodes(op="get_attr"):  # weights that code computes with
+        owner = node.target.rpartition(".")[0]
+        is_tensor = (isinstance(user.meta.get("value"), Tensor) for user in node.users)
+        if owner in calls and any(is_tensor):
+            found |= {node.target, owner}
+    seen: dict[int, str] = {}
+    for name, parameter in traced.named_parameters(remove_duplicate=False):
+        other = seen.setdefault(id(parameter), name)
+        if other != name:
+            found |= {n for key in (name, other) for n in (key, key.rpartition(".")[0])}
+    return found

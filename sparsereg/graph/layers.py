@@ -48,7 +48,8 @@ def plain_copy(net: nn.Module) -> nn.Module:
     Raises:
         UserError: it cannot be copied.
     """
-    net = copied(net).eval()
+    net = copied(net)
+    net.eval()
     simplify(net)
     for name, module in [*net.named_modules()]:
         if is_layer(module) and type(module) not in MODULES and (plain := explicit(module)):
@@ -59,7 +60,7 @@ def plain_copy(net: nn.Module) -> nn.Module:
 def copied(net: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(net)
-    except RuntimeError as error:  # tensors that are results, as hooks on weights leave
+    except (RuntimeError, TypeError) as error:  # tensors that are results, as hooks on weights
         raise UserError(f"{type(net).__name__} cannot be copied: {error}") from error
 
 
@@ -83,11 +84,11 @@ def as_norm(module: nn.Module) -> type[nn.Module] | None:
 
 
 def does_the_same(module: nn.Module, expected: Callable[[nn.Module, Tensor], Tensor]) -> bool:
-    """In training and in eval mode, for images of two sizes?"""
+    """In training and in eval mode, for images of two sizes, small and large numbers?"""
     for training in (False, True):
         first, second = (copy.deepcopy(module).double().train(training) for _ in range(2))
-        for size in (0, 1):
-            x = try_input(module, size)
+        for size, scale in ((0, 1.0), (1, 1e3)):  # some layers cut off what is large
+            x = scale * try_input(module, size)
             try:
                 with torch.no_grad(), torch.random.fork_rng(devices=[]):
                     torch.manual_seed(0)

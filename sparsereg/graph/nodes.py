@@ -5,6 +5,7 @@ import linecache
 import re
 import traceback
 from enum import Enum, auto
+from keyword import iskeyword
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
@@ -13,9 +14,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from sparsereg.errors import UserError
+from sparsereg.model.basic_l0_blocks import L0Gate
 
 NO_GATE = 0  # gates count from 1
 ALWAYS_ZERO = -1  # in place of a gate: a channel that is padding
+EMPTY = fx.GraphModule(nn.Module(), fx.Graph())  # has the attributes that no layer can be
 # code that is not the network's: torch's, and what traces it
 NOT_THEIRS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
@@ -138,3 +141,29 @@ def refuse(traced: fx.GraphModule, node: fx.Node, detail: str = "") -> None:
     else:
         what = f"{getattr(node.target, '__name__', node.target)} ({node.format_node()})"
     raise UserError(f"channels cannot be followed through {what}{place_of(node)}{detail}")
+
+
+def check_names(graph: fx.Graph) -> None:
+    """The graph becomes Python code, of a module of torch.fx."""
+    for node in graph.nodes:
+        words = str(node.target).split(".") if node.op in ("call_module", "get_attr") else []
+        for word in words:
+            if iskeyword(word) or hasattr(EMPTY, word):
+                whose = "Python" if iskeyword(word) else "torch.fx"
+                where = place_of(node)
+                raise UserError(f"{node.target}{where} is named by a word of {whose}: rename it")
+
+
+def check_hooks(net: nn.Module) -> None:
+    """Raise UserError where a hook may change what a layer reads or gives, or a gradient."""
+    for name, parameter in net.named_parameters():
+        if parameter._backward_hooks:
+            raise UserError(f"{name} has a hook on its gradient: register it behind the gates")
+    for name, module in net.named_modules():
+        hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+        if hooks and not isinstance(module, L0Gate):
+            hook = getattr(hooks[0], "__name__", type(hooks[0]).__name__)
+            raise UserError(
+                f"{name or 'the network'} ({type(module).__name__}) has a hook ({hook}), which may "
+                "change what it computes: remove it, or use torch.nn.utils.parametrizations"
+            )

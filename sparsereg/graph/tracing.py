@@ -2,25 +2,24 @@
 
 import copy
 import operator
-from collections import Counter
-from keyword import iskeyword
 
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode  # torch has no public name for it
 
 from sparsereg.errors import UserError
-from sparsereg.graph.in_place import replace_in_place
 from sparsereg.graph.layers import behind, computing_layers, simplify
 from sparsereg.graph.nodes import (
+    check_hooks,
+    check_names,
     first_line,
     module_at,
     module_of,
-    place_of,
     refuse,
     stopped_at,
 )
 from sparsereg.graph.operations import MODULES, is_layer
+from sparsereg.graph.rewrites import replace_in_place
 from sparsereg.graph.values import ValueTracer
 from sparsereg.model.basic_l0_blocks import L0Gate
 from sparsereg.model.gated import GatedNetwork
@@ -52,8 +51,8 @@ def trace(net: nn.Module, example: Tensor | None = None) -> fx.GraphModule:
         UserError: the Python code depends on the values of tensors, or does what no graph can do.
     """
     if isinstance(net, GatedNetwork):
-        traced = fx.GraphModule(net, copy.deepcopy(net.graph))
-        if example is not None and example.shape[1:] != net.example.shape[1:]:
+        traced = fx.GraphModule(net.computed, copy.deepcopy(net.graph))
+        if example is not None and example.shape[1:] != net.example_images.shape[1:]:
             set_values(traced, example_for(net, example))
         if not net.training:
             open_up(traced)
@@ -64,10 +63,11 @@ def trace(net: nn.Module, example: Tensor | None = None) -> fx.GraphModule:
     simplify(net)
     example = example_for(net, example)
     traced, decided = record(net, example, opaque=set())
+    check_random(net, traced)
     if decided:
         check_batch(net, example, traced)
         if not same_elsewhere(net, example, traced):
-            hold_shape(traced, example)
+            hold_shape(traced, example, net)
     return traced
 
 
@@ -103,7 +103,8 @@ def example_for(net: nn.Module, example: Tensor | None) -> Tensor:
 def guess_example(net: nn.Module, dtype: torch.dtype) -> Tensor:
     first = next((m for m in net.modules() if is_layer(m)), None)
     channels = getattr(first, "in_channels", 3)
-    trial, errors = copy.deepcopy(net).eval(), []
+    trial, errors = copy.deepcopy(net), []
+    trial.eval()
     for size in SIZES:
         images = torch.zeros(2, channels, size, size, dtype=dtype)
         try:
@@ -162,6 +163,7 @@ def record(
     check_names(graph)
     keep_constants(net, graph)
     traced = fx.GraphModule(net, graph)
+    traced.meta["random"] = tracer.random
     replace_in_place(traced)
     graph.eliminate_dead_code()
     traced.recompile()
@@ -199,15 +201,6 @@ def open_up(traced: fx.GraphModule) -> None:
     traced.recompile()
 
 
-def check_names(graph: fx.Graph) -> None:
-    """The graph becomes Python code."""
-    for node in graph.nodes:
-        words = str(node.target).split(".") if node.op in ("call_module", "get_attr") else []
-        if any(iskeyword(word) for word in words):
-            where = place_of(node)
-            raise UserError(f"{node.target}{where} is named by a word of Python: rename it")
-
-
 def keep_constants(net: nn.Module, graph: fx.Graph) -> None:
     """As buffers, which move with the network, those that the graph uses."""
     used = {node.target for node in graph.find_nodes(op="get_attr")}
@@ -226,18 +219,6 @@ def without_data(value: object) -> object:
     return value
 
 
-def check_hooks(net: nn.Module) -> None:
-    """Raise UserError where a hook may change what a layer reads or gives."""
-    for name, module in net.named_modules():
-        hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
-        if hooks and not isinstance(module, L0Gate):
-            hook = getattr(hooks[0], "__name__", type(hooks[0]).__name__)
-            raise UserError(
-                f"{name or 'the network'} ({type(module).__name__}) has a hook ({hook}), which may "
-                "change what it computes: remove it, or use torch.nn.utils.parametrizations"
-            )
-
-
 def signature(traced: fx.GraphModule) -> list[str]:
     """What the graph does, to be compared with another."""
     lines, names = [], {}
@@ -253,15 +234,28 @@ def signature(traced: fx.GraphModule) -> list[str]:
     return lines
 
 
-def check_batch(net: nn.Module, example: Tensor, traced: fx.GraphModule) -> None:
-    """Raise UserError if the graph is another one for another number of images."""
-    more = torch.cat([example, example[:1]])
-    other, _ = record(net, more, opaque=None)
-    for ours, theirs, node in zip(
-        signature(traced), signature(other), traced.graph.nodes, strict=False
-    ):
-        if ours != theirs:
-            refuse(traced, node, ": it depends on the number of images; x.size(0) would follow it")
+def check_random(net: nn.Module, traced: fx.GraphModule) -> None:
+    """Raise UserError if code has drawn random numbers, which a graph would keep, in eval mode."""
+    for name in traced.meta["random"]:
+        where = f"{name} ({type(net.get_submodule(name)).__name__})" if name else type(net).__name__
+        raise UserError(f"{where} draws random numbers in eval mode: what it computes is not fixed")
+
+
+def check_batch(
+    net: nn.Module,
+    example: Tensor,
+    traced: fx.GraphModule,
+    opaque: set[str] | None = None,
+) -> None:
+    """Raise UserError if the graph is another one for one image, or for three."""
+    for images in (example[:1], torch.cat([example, example[:1]])):
+        other, _ = record(net, images, opaque)
+        for ours, theirs, node in zip(
+            signature(traced), signature(other), traced.graph.nodes, strict=False
+        ):
+            if ours != theirs:
+                why = ": it depends on the number of images; x.size(0) would follow it"
+                refuse(traced, node, why)
 
 
 def same_elsewhere(net: nn.Module, example: Tensor, traced: fx.GraphModule) -> bool:
@@ -274,27 +268,22 @@ def same_elsewhere(net: nn.Module, example: Tensor, traced: fx.GraphModule) -> b
     return signature(other) == signature(traced)
 
 
-def hold_shape(traced: fx.GraphModule, example: Tensor) -> tuple[str, nn.Module]:
-    """Let the graph refuse images of another size, by a layer, which is returned with its name."""
+def hold_shape(traced: fx.GraphModule, example: Tensor, net: nn.Module) -> tuple[str, nn.Module]:
+    """Let the graph refuse images of another size, by a layer, which is returned with its name, one
+    that `net` does not have."""
     [images] = traced.graph.find_nodes(op="placeholder")
     layer = ImageShape(example.shape[1:])
-    traced.add_submodule("image_shape", layer)
+    name = free_name(net, "image_shape")
+    traced.add_submodule(name, layer)
     with traced.graph.inserting_after(images):
-        node = traced.graph.call_module("image_shape", (images,))
+        node = traced.graph.call_module(name, (images,))
     node.meta["value"] = images.meta["value"]
     images.replace_all_uses_with(node, delete_user_cb=lambda user: user is not node)
     traced.recompile()
-    return "image_shape", layer
+    return name, layer
 
 
-def shared(traced: fx.GraphModule) -> set[str]:
-    """Modules and parameters that the graph uses in several places, by name: they cannot be cut for
-    one of them."""
-    calls = Counter(n.target for n in traced.graph.nodes if n.op in ("call_module", "get_attr"))
-    found = {name for name, times in calls.items() if times > 1}
-    seen: dict[int, str] = {}
-    for name, parameter in traced.named_parameters(remove_duplicate=False):
-        other = seen.setdefault(id(parameter), name)
-        if other != name:
-            found |= {n for key in (name, other) for n in (key, key.rpartition(".")[0])}
-    return found
+def free_name(net: nn.Module, name: str) -> str:
+    while hasattr(net, name):
+        name += "_"
+    return name

@@ -10,7 +10,7 @@ from sparsereg.errors import UserError
 from sparsereg.graph.channels import ChannelGraph
 from sparsereg.graph.moves import call
 from sparsereg.graph.nodes import How
-from sparsereg.graph.operations import Kind, is_layer
+from sparsereg.graph.operations import BATCH_NORMS, Kind, is_layer
 
 SUBTRACTIONS = (operator.sub, operator.isub, torch.sub, "sub", "sub_")
 Constants = dict[fx.Node, tuple[int, Tensor]]  # addition or …: which side is constant, (C,)
@@ -145,6 +145,8 @@ def keeps_constants(channels: ChannelGraph, node: fx.Node) -> bool:
         kernel = getattr(module, "kernel_size", (1,))
         padding = getattr(module, "padding", (0,))
         return kind in (Kind.MIX, Kind.AFFINE) and {*kernel} == {1} and {*padding} == {0}
+    if isinstance(module, BATCH_NORMS) and module.running_mean is None:
+        return False  # that of each batch
     if kind == Kind.MOVE:
         return getattr(node.target, "__name__", node.target) in PERMUTATIONS
     alone = len(channels.sources(node)) == 1

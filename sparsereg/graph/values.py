@@ -6,10 +6,12 @@ So the code of a network may ask for shapes, and branch on them, without being r
 import inspect
 import logging
 import operator
+import random
 from collections.abc import Callable, Iterator
 from types import FunctionType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import (  # torch has no public name for it
@@ -20,10 +22,12 @@ from torch.fx.proxy import TraceError
 from torch.utils._pytree import tree_map, tree_map_only
 
 from sparsereg.graph.operations import known_shape
+from sparsereg.graph.rewrites import as_list, squeezed
 
 LISTS = (torch.cat, torch.concat, torch.stack, torch.hstack, torch.vstack)
 NEW = ("new_zeros", "new_ones", "new_full")  # tensors that the code may write into
 AUTOCAST = ("cpu", "cuda")  # devices that compute in another precision within torch.autocast
+SQUEEZES = (torch.squeeze, "squeeze", "squeeze_")
 AS_ANOTHER = {"expand_as": "expand", "view_as": "view", "reshape_as": "reshape"}
 
 
@@ -81,9 +85,11 @@ class ValueTracer(fx.Tracer):
 
     Attributes:
         decided: has a number, that of an image's size say, decided what was recorded?
+        random: the innermost modules whose code has drawn random numbers.
     """
 
     record_stack_traces = True  # for messages
+    proxy_buffer_attributes = True  # what code computes of buffers follows them
 
     def __init__(
         self,
@@ -96,6 +102,7 @@ class ValueTracer(fx.Tracer):
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.example = self.fake.from_tensor(example)
         self.running = False  # an operation, to know its value
+        self.random: list[str] = []
         self.decided = False
 
     def trace(self, root: nn.Module) -> fx.Graph:
@@ -104,8 +111,12 @@ class ValueTracer(fx.Tracer):
         log.setLevel(logging.CRITICAL)
         try:
             plain = (torch.autocast(device, enabled=False) for device in AUTOCAST)
+            before = random_state()
             with torch.enable_grad(), next(plain), next(plain):
-                return super().trace(root)
+                graph = super().trace(root)
+            if not self.random and random_state() != before:
+                self.random.append("")
+            return graph
         finally:
             log.setLevel(level)
 
@@ -121,9 +132,12 @@ class ValueTracer(fx.Tracer):
     def call_module(self, m, forward, args, kwargs):
         if self.running:
             return forward(*args, **kwargs)
+        before, drawn = random_state(), len(self.random)
         result = super().call_module(m, forward, args, kwargs)
         for part in self.behind(m):
             result = part(result)
+        if len(self.random) == drawn and random_state() != before:
+            self.random.append(self.path_of_module(m))
         return result
 
     def getattr(self, attr, attr_val, parameter_proxy_cache):
@@ -148,17 +162,26 @@ class ValueTracer(fx.Tracer):
             target = torch.pow
         if kind == "call_method" and target in ("dim", "ndimension", "is_contiguous"):
             return getattr(args[0].node.meta["value"], target)(*args[1:])
-        if kind == "call_method" and target == "size" and len(args) == 1 and not kwargs:
-            return self.sizes(args[0])
+        if kind == "call_method" and target == "size":
+            args, kwargs = (*args, *kwargs.values()), {}
+            if len(args) == 1:
+                return self.sizes(args[0])
         if kind == "call_method" and target in NEW:
             like = torch.empty(0, dtype=args[0].node.meta["value"].dtype)
             rest, named = tree_map(self.number, (args[1:], dict(kwargs)))
             return getattr(like, target)(*rest, **named)
         if kind == "call_method" and target in AS_ANOTHER:  # with its sizes instead
             target, args = AS_ANOTHER[target], (args[0], *self.sizes(args[1]))
-        if target in LISTS and isinstance(args[0], fx.Proxy):
-            args = ([*args[0]], *args[1:])
+        if target in LISTS:
+            args, kwargs = as_list(*args, **kwargs)
+        if target in SQUEEZES:
+            args, kwargs = squeezed(*args, **kwargs), {}
+            if args[1] == ():
+                return args[0]
         return super().create_proxy(kind, target, args, kwargs, *others, **more)
+
+    def create_arg(self, a):
+        return super().create_arg(a.item() if isinstance(a, np.generic) else a)
 
     def create_node(self, kind, target, args, kwargs, *others, **more):
         node = super().create_node(kind, target, args, kwargs, *others, **more)
@@ -180,7 +203,9 @@ class ValueTracer(fx.Tracer):
                 if node.op == "call_module":
                     return self.module_result(node.target, args, kwargs)
                 if node.op == "call_method":
-                    return getattr(args[0], node.target)(*args[1:], **kwargs)
+                    own = args[0]  # of which squeeze_() and others leave the shape as it was
+                    own = own.detach() if isinstance(own, Tensor) else own
+                    return getattr(own, node.target)(*args[1:], **kwargs)
                 return node.target(*args, **kwargs)
         finally:
             self.running = False
@@ -232,6 +257,13 @@ class ValueTracer(fx.Tracer):
 
     def iter(self, obj: fx.Proxy) -> Iterator[fx.Proxy]:
         return iter([obj[i] for i in range(self.length(obj))])
+
+
+def random_state() -> tuple:
+    """That of all generators that Python code usually draws from."""
+    name, keys, *others = np.random.get_state()
+    numpy = name, keys.tobytes(), *others
+    return random.getstate(), numpy, torch.get_rng_state().numpy().tobytes()
 
 
 def check_context(target: Any, args: tuple) -> None:

@@ -21,17 +21,26 @@ class GatedNetwork(nn.Module):
 
     def __init__(self, net: nn.Module, graph: fx.Graph, example: Tensor):
         super().__init__()
-        self.own = (net,)  # in a tuple, which is no submodule: each module has one name
-        self._modules, self._parameters, self._buffers = net._modules, net._parameters, net._buffers
+        self._own = (net,)  # in a tuple, which is no submodule: each module has one name
+        for each in (self, computed := nn.Module()):  # the latter has these alone
+            each._modules, each._parameters = net._modules, net._parameters
+            each._buffers = net._buffers
+        self._computed = (computed,)
         self._non_persistent_buffers_set = net._non_persistent_buffers_set
-        self.graph, self.example = graph, example
+        self.graph, self.example_images = graph, example
         self.training = net.training
         self._compute = type(
-            fx.GraphModule(self, graph)
+            fx.GraphModule(computed, graph)
         ).forward  # the function that fx has written
 
+    @property
+    def computed(self) -> nn.Module:
+        """What the graph computes with: of other attributes it knows nothing, whatever the names
+        that the network's layers have."""
+        return self._computed[0]
+
     def train(self, mode: bool = True) -> "GatedNetwork":
-        [net] = self.own
+        [net] = self._own
         net.train(mode)
         self.training = net.training
         return self
@@ -57,12 +66,12 @@ class GatedNetwork(nn.Module):
         for gate, part in zip(gates, parts, strict=True):
             gate.drawn = part
 
-    def forward(self, images: Tensor, qz_loga: Tensor | None = None) -> Tensor:
+    def forward(self, images: Tensor, *, qz_loga: Tensor | None = None) -> Tensor:
         """`qz_loga`: the result of `self.qz_loga()`, where the caller needs it as well."""
         if not self.training:
-            return self._compute(self, images)
+            return self._compute(self.computed, images)
         self.draw(len(images), self.qz_loga() if qz_loga is None else qz_loga)
-        logits = self._compute(self, images)
+        logits = self._compute(self.computed, images)
         for gate in gate_layers(self).values():
             gate.drawn = None
         return logits

@@ -15,7 +15,7 @@ def prices(channels: ChannelGraph, node: fx.Node, c_in: int) -> tuple[Tensor, Te
     """(parameters, multiply-adds) of a pair of an input and an output channel, and of an output."""
     kind, module, flow = channels.kinds[node], channels.module(node), channels.flow[node]
     nothing = torch.zeros(2)
-    if kind == Kind.CONSTANT_TENSOR:
+    if node.op == "get_attr":
         return nothing, torch.tensor([parameter_size(channels, node) / flow.width, 0])
     if kind == Kind.BARRIER:
         params = 0 if module is None else sum(p.numel() for p in module.parameters())

@@ -4,7 +4,7 @@ Why not torch-pruning (1.6.1): it does not empty a branch (`check_pruning_group`
 leaves a convolution with 0 outputs that cannot run), and it knows no gates between 0 and 1.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, fx, nn
@@ -46,7 +46,7 @@ def compact(
     if not isinstance(round_to, int) or round_to < 1:
         raise ValueError(f"round_to must be a whole number of at least 1, got {round_to}")
     small = cut_closed(net, round_to, image_shape)
-    compare_cut(net, small, round_to)
+    compare(net, small, lambda net: cut_closed(net, round_to, small.meta["image_shape"]), "cut")
     return small
 
 
@@ -123,18 +123,23 @@ def round_up(is_open: Tensor, multiple: int) -> Tensor:
     return kept
 
 
-def compare_cut(net: nn.Module, small: fx.GraphModule, round_to: int) -> None:
-    """Raise UserError unless `small` computes what `net` does, on noise."""
-    net = copied(net).eval()
+def compare(
+    net: nn.Module,
+    small: fx.GraphModule,
+    made_of: Callable[[nn.Module], fx.GraphModule],
+    what: str,
+) -> None:
+    """Raise UserError unless `small`, `made_of(net)`, computes what `net` does, on noise."""
+    net = copied(net)
+    net.eval()
     weight = next((p for p in net.parameters()), torch.zeros(0))
     if difference(net, small, weight) <= tolerance(weight.dtype):
         return  # what is farther off is tried again in double precision
     net = net.cpu().double()
-    again = cut_closed(net, round_to, small.meta["image_shape"])
-    if difference(net, again, next(net.parameters())) > EXACT:
+    if not difference(net, made_of(net), torch.zeros(0, dtype=torch.float64)) <= EXACT:
         raise UserError(
-            f"the cut {type(net).__name__} computes something else: something in it is not what it "
-            "seems. Exclude layers (exclude=…) until it does, and please report the network"
+            f"the {what} {type(net).__name__} computes something else: something in it is not what "
+            "it seems. Exclude layers (exclude=…) until it does, and please report the network"
         )
 
 
@@ -145,10 +150,12 @@ def difference(net: nn.Module, other: fx.GraphModule, like: Tensor) -> float:
 
 
 def relative_difference(expected: Tensor, found: Tensor) -> float:
-    """The largest, relative to the largest output, as it is where all are zero; 0 where outputs are
-    not finite, and nothing can be compared."""
-    if not expected.isfinite().all():
+    """The largest, relative to the largest output, as it is where all are zero; of the images whose
+    outputs are finite, 0 without one: then nothing can be compared."""
+    finite = expected.isfinite().flatten(1).all(1)  # (N,)
+    if not finite.any():
         return 0.0
+    expected, found = expected[finite], found[finite]
     return (found - expected).abs().max().item() / (expected.abs().max().item() or 1.0)
 
 

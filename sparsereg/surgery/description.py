@@ -8,13 +8,12 @@ they are identifiers joined by dots, none of them an attribute that a module has
 import inspect
 import math
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from keyword import iskeyword
 from typing import Any
 
-from torch import fx, nn
-
 from sparsereg.errors import UserError
+from sparsereg.graph.nodes import EMPTY
 from sparsereg.graph.operations import FUNCTIONS, METHODS, MODULES, Kind
 
 TYPES = {known.__name__: known for known, kind in MODULES.items() if kind != Kind.GATE}
@@ -26,7 +25,6 @@ POSITIVE = {
     *("in_channels", "out_channels", "in_features", "out_features", "num_features"),
     *("kernel_size", "stride", "dilation", "groups"),
 }
-EMPTY = fx.GraphModule(nn.Module(), fx.Graph())
 
 
 def check_description(description: Any) -> None:
@@ -38,7 +36,8 @@ def check_description(description: Any) -> None:
     check("dense" not in description or is_size(description["dense"]), "its dense size")
     tensors = description.get("tensors", {})
     check(isinstance(tensors, dict) and len(tensors) <= MOST, "its tensors")
-    check("image_shape" not in description or is_shape(description["image_shape"], 3), "its images")
+    images = description.get("image_shape", [1, 1, 1])
+    check(is_shape(images) and len(images) in (2, 3, 4), "its images")
     for name, layer in layers.items():
         check_name(name, layers.keys() | tensors.keys())
         check_layer(name, layer)
@@ -61,6 +60,15 @@ def check_description(description: Any) -> None:
 def check(known: Any, what: object) -> None:
     if not known:
         raise UserError(f"the file describes a network with an unknown part: {what}")
+
+
+def is_known(check_part: Callable[..., None], *arguments: object) -> bool:
+    """Does it pass, as a part of a file will have to?"""
+    try:
+        check_part(*arguments)
+    except UserError:
+        return False
+    return True
 
 
 def is_size(dense: Any) -> bool:
@@ -117,7 +125,7 @@ def is_setting(key: str, value: Any) -> bool:
 def is_flat(value: Any) -> bool:
     """One plain value, of bearable size."""
     if isinstance(value, float):
-        return math.isfinite(value)
+        return not math.isnan(value)
     if isinstance(value, str):
         return len(value) <= LONGEST
     return value is None or isinstance(value, bool | int)

@@ -1,7 +1,6 @@
 """Makes a network faster for inference, with the same outputs: BatchNorm goes into the convolution
 before it, and 1x1 convolutions of the same input become one."""
 
-import copy
 from operator import getitem
 
 import torch
@@ -9,11 +8,14 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sparsereg.errors import UserError
+from sparsereg.graph.channels import shared
+from sparsereg.graph.layers import plain_copy
 from sparsereg.graph.nodes import module_of
 from sparsereg.graph.operations import BATCH_NORMS, Kind, kind_of
 from sparsereg.graph.tracing import trace
 from sparsereg.model.basic_l0_blocks import L0Gate
 from sparsereg.model.layers import channels_last
+from sparsereg.surgery.compaction import compare
 
 
 def fold(net: nn.Module) -> fx.GraphModule:
@@ -26,11 +28,21 @@ def fold(net: nn.Module) -> fx.GraphModule:
         The network in eval mode and channels_last, not to be trained.
 
     Raises:
-        UserError: `net` has gates, or cannot be traced.
+        UserError: `net` has gates, or cannot be traced; or the folded network computes something
+            else, which it is tried for on noise.
     """
     if any(isinstance(module, L0Gate) for module in net.modules()):
         raise UserError("the network has gates: fold(compact(net))")
-    traced = trace(copy.deepcopy(net).eval())
+    folded = folded_of(net)
+    compare(net, folded, folded_of, "folded")
+    return folded
+
+
+def folded_of(net: nn.Module) -> fx.GraphModule:
+    """`fold` without its last comparison."""
+    traced = trace(plain_copy(net))
+    [images] = traced.graph.find_nodes(op="placeholder")
+    traced.meta["image_shape"] = tuple(images.meta["value"].shape[1:])
     for node in traced.graph.find_nodes(op="call_method", target="view"):
         node.target = "reshape"  # which channels_last needs
     fold_batch_norms(traced)
@@ -42,11 +54,13 @@ def fold(net: nn.Module) -> fx.GraphModule:
 
 
 def fold_batch_norms(traced: fx.GraphModule) -> None:
+    several = shared(traced)  # whose weights others use as they are
     for node in traced.graph.find_nodes(op="call_module"):
         [source], norm = node.all_input_nodes, module_of(traced, node)
         conv = module_of(traced, source)
         foldable = isinstance(norm, BATCH_NORMS) and norm.running_mean is not None
-        if foldable and isinstance(conv, nn.Conv2d) and len(source.users) == 1:
+        alone = len(source.users) == 1 and source.target not in several
+        if foldable and isinstance(conv, nn.Conv2d) and alone:
             traced.set_submodule(source.target, fuse_conv_bn_eval(conv, norm))
             node.replace_all_uses_with(source)
             traced.graph.erase_node(node)
@@ -72,11 +86,13 @@ def is_pointwise(module: nn.Module | None) -> bool:
 
 
 def activation_of(traced: fx.GraphModule, conv: fx.Node) -> nn.Module | None:
-    """The module that alone reads a convolution's output, if it leaves channels to themselves."""
+    """The module that alone reads a convolution's output, if it does the same to all channels."""
     [reader, *others] = conv.users
     alone = not others and reader.op == "call_module"
-    if alone and kind_of(traced, reader) in (Kind.SCALE, Kind.ZERO):
-        return module_of(traced, reader)
+    module = module_of(traced, reader)
+    alike = module is not None and not module.state_dict()
+    if alone and alike and kind_of(traced, reader) in (Kind.SCALE, Kind.ZERO):
+        return module
     return None
 
 

@@ -11,7 +11,9 @@ from torch import Tensor, fx, nn
 from sparsereg.errors import UserError
 from sparsereg.graph.channels import ChannelGraph
 from sparsereg.graph.layers import copied, plain_copy
-from sparsereg.graph.tracing import trace
+from sparsereg.graph.nodes import check_hooks, module_of, refuse
+from sparsereg.graph.operations import is_layer
+from sparsereg.graph.tracing import free_name, trace
 from sparsereg.model.basic_l0_blocks import GATES, L0Gate, SharedGates
 from sparsereg.model.gated import GatedNetwork
 from sparsereg.surgery.coupling import Coupling, Read, couple, input_gate, start_anew
@@ -90,6 +92,8 @@ def place_gates(
     """What `insert_gates` does, without its last comparison; `example`: see `trace`."""
     if any(isinstance(module, L0Gate) for module in net.modules()):
         raise UserError(f"{type(net).__name__} has gates already")
+    check_gate_names(net)
+    check_hooks(net)  # some of which a copy does not have
     modes = {name: module.training for name, module in net.named_modules()}
     net = copied(net)
     traced, example = trace_both_modes(net, example)
@@ -105,8 +109,8 @@ def place_gates(
     for place in places:
         if place.why_not is None:
             gate = new_gate(place.width, place.axis)
-            put_gate(traced, place, gate)
             add_module(net, f"{GATES}.{place.gate}", gate)
+            put_gate(traced, place, gate)
     if coupled or behind_barriers:
         graph = ChannelGraph(traced)
         found = couple(graph, may) if coupled else Coupling()
@@ -125,9 +129,30 @@ def place_gates(
         )
     for name, module in net.named_modules():
         module.training = modes.get(name, modes[""])
+    if sampling == "per_sample":
+        check_images(traced)
     gated = GatedNetwork(net, traced.graph, example)
     check_savable(trace(plain_copy(gated)))
     return gated, places
+
+
+def check_gate_names(net: nn.Module) -> None:
+    """Raise UserError if something of its own has the name that a gate layer would get."""
+    own = net._modules.get(GATES, nn.Module())
+    names = [{name for name, _ in each.named_modules() if name} for each in (own, net)]
+    if GATES in {**net._parameters, **net._buffers} or is_layer(own) or names[0] & names[1]:
+        raise UserError(f"{GATES} is the name of the module with the gate layers: rename the other")
+
+
+def check_images(traced: fx.GraphModule) -> None:
+    """Raise UserError if a gate multiplies something else than one tensor for each image."""
+    [images] = traced.graph.find_nodes(op="placeholder")
+    for node in traced.graph.find_nodes(op="call_module"):
+        source = node.args[0]
+        is_gate = isinstance(module_of(traced, node), L0Gate | SharedGates)
+        if is_gate and len(source.meta["value"]) != len(images.meta["value"]):
+            why = ": gates are drawn for each image, and it joins or divides images: use "
+            refuse(traced, source, f"{why}sampling=per_batch, or exclude it")
 
 
 def is_chosen(name: str, include: list[str], exclude: list[str]) -> bool:
@@ -157,7 +182,7 @@ def put_read(net: nn.Module, traced: fx.GraphModule, read: Read, gates: dict[str
         order[mine] = places[mine] + start
         start += len(gates[name].qz_loga)
     shared = SharedGates({name: gates[name] for name in names}, order, read.axis, read.selects)
-    name = f"shared_{read.source}"
+    name = free_name(net, f"shared_{read.source}")
     net.add_module(name, shared)
     traced.add_submodule(name, shared)
     source = next(node for node in traced.graph.nodes if node.name == read.source)

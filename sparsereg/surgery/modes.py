@@ -5,10 +5,11 @@ from torch import Tensor, fx, nn
 
 from sparsereg.errors import UserError
 from sparsereg.graph.layers import computing_layers, simplify
-from sparsereg.graph.nodes import refuse
+from sparsereg.graph.nodes import check_hooks, refuse
 from sparsereg.graph.tracing import (
     DROPOUTS,
-    check_hooks,
+    check_batch,
+    check_random,
     example_for,
     hold_shape,
     record,
@@ -34,19 +35,26 @@ def trace_both_modes(net: nn.Module, example: Tensor | None) -> tuple[fx.GraphMo
     computing = computing_layers(net)
     while True:
         versions = {name: (buffer, buffer._version) for name, buffer in net.named_buffers()}
-        evaluated, _ = record(net.eval(), images, opaque, computing)
+        net.eval()  # which may give nothing, where a network has its own
+        evaluated, _ = record(net, images, opaque, computing)
         more = torch.cat([images, images[:1]])
-        trained, decided = record(net.train(), more, opaque, computing)
-        found = changed_buffer(net, versions) or differences(evaluated, trained)
+        net.train()
+        trained, decided = record(net, more, opaque, computing)
+        check_random(net, evaluated)
+        drawn = dict.fromkeys(trained.meta["random"], "it draws random numbers")
+        found = changed_buffer(net, versions) or drawn or differences(evaluated, trained)
         if not found:
             break
         if found.keys() <= opaque | {""}:
             why = "; ".join(found.values())
             raise UserError(f"{type(net).__name__} does something else in training: {why}")
         opaque |= found.keys() - {""}
+    if decided:
+        net.eval()
+        check_batch(net, images, evaluated, opaque)
     use_dropout_layers(net, evaluated, trained)
     if decided and not same_elsewhere(net, torch.cat([images, images[:1]]), trained):
-        net.add_module(*hold_shape(trained, images))
+        net.add_module(*hold_shape(trained, images, net))
     return trained.eval(), images
 
 

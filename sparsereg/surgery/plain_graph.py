@@ -5,13 +5,21 @@ import inspect
 import operator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
 from sparsereg.errors import UserError
 from sparsereg.graph.nodes import first_line, module_of, place_of
 from sparsereg.graph.operations import METHODS, MODULES, NAMES, Kind, resolve_name
-from sparsereg.surgery.description import DTYPES, TYPES, check_description
+from sparsereg.surgery.description import (
+    DTYPES,
+    TYPES,
+    check_description,
+    check_layer,
+    check_operation,
+    is_known,
+)
 
 PLAIN = (bool, int, float, str, type(None))
 MOST_NUMBERS = 2**30  # of all results for one image, 4 GB
@@ -51,12 +59,19 @@ def describe_operation(node: fx.Node) -> list:
 
 
 def check_savable(traced: fx.GraphModule) -> None:
-    """Raise UserError if its description lacks something, which after a training would be late."""
+    """Raise UserError if its description lacks something, or would not be read again, which after a
+    training would be late."""
+    names = {node.target: None for node in traced.graph.nodes}
+    made: set[str] = set()
     for node in traced.graph.nodes:
-        describe_operation(node)
-        layer = module_of(traced, node)
+        layer, where = module_of(traced, node), f"{node.target}{place_of(node)}"
+        described = describe_operation(node)
+        if not is_known(check_operation, described, names, names, made):
+            raise UserError(f"{where} has arguments that cannot be saved: {node.format_node()}")
         if layer is not None and MODULES.get(type(layer)) != Kind.GATE:
-            describe_layer(layer, f"{node.target}{place_of(node)}")
+            settings = describe_layer(layer, where)
+            if not is_known(check_layer, node.target, settings):
+                raise UserError(f"{where} has settings that cannot be saved: {settings[1]}")
         if node.op == "get_attr":
             describe_tensor(traced, node.target)
 
@@ -80,10 +95,15 @@ def describe_layer(layer: nn.Module, name: str = "") -> list:
     settings = {name: getattr(layer, name) for name in parameters if hasattr(layer, name)}
     if "bias" in settings:  # a tensor or None; BatchNorm has it if it is affine
         settings["bias"] = layer.bias is not None or "affine" in settings
-    return [
-        type(layer).__name__,
-        {name: v for name, v in settings.items() if v != parameters[name].default},
-    ]
+    settings = {n: plain(v) for n, v in settings.items() if v != parameters[n].default}
+    return [type(layer).__name__, settings]
+
+
+def plain(value: Any) -> Any:
+    """Without NumPy's numbers, which a file of weights cannot hold."""
+    if isinstance(value, tuple | list):
+        return type(value)(plain(item) for item in value)
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def encode(argument: Any) -> Any:

@@ -24,7 +24,7 @@ def verify(net: nn.Module, gated: GatedNetwork, example: Tensor) -> dict[str, fl
     cut one what the gated one does with every other gate closed; for `example`, and noise like it.
 
     Returns the highest sparsity that the gates can reach, of parameters and of multiply-adds."""
-    images = noise(tuple(gated.example.shape[1:])).to(gated.example)
+    images = noise(tuple(gated.example_images.shape[1:])).to(gated.example_images)
     images = torch.cat([images, example.detach()[:2].to(images)])
     net, trial, dtype = in_double(net, gated, images)
     images = images.to(dtype)
@@ -36,7 +36,7 @@ def verify(net: nn.Module, gated: GatedNetwork, example: Tensor) -> dict[str, fl
         set_gates(trial, PARTLY, CLOSED)
         with suppress(Collapsed):  # by gates that are alone in their layer
             compare(trial(images), cut_closed(trial)(images), f"{type(net).__name__}, cut,", dtype)
-    cost = ExpectedCost(gated, tuple(gated.example.shape[1:]))
+    cost = ExpectedCost(gated, tuple(gated.example_images.shape[1:]))
     return {name: cost.highest_sparsity(name, 1) for name in ("params", "macs")}
 
 
@@ -44,7 +44,9 @@ def in_double(
     net: nn.Module, gated: GatedNetwork, images: Tensor
 ) -> tuple[nn.Module, GatedNetwork, torch.dtype]:
     """Copies in double precision and eval mode, if the code allows that."""
-    pair = [copy.deepcopy(n).cpu().eval() for n in (net, gated)]
+    pair = [copy.deepcopy(n).cpu() for n in (net, gated)]
+    for each in pair:
+        each.eval()
     try:
         pair = [n.double() for n in pair]
         with torch.no_grad():

@@ -1,4 +1,5 @@
-"""Operations that work in place: in the graph their results are what later operations read."""
+"""Operations that the graph has in another form: those that work in place, whose results are what
+later operations read, and calls whose arguments can be written in several ways."""
 
 import operator
 
@@ -70,3 +71,18 @@ def changes_its_input(traced: fx.GraphModule, node: fx.Node) -> bool:
     named_so = node.op in ("call_method", "call_function") and name.endswith("_")
     operators = (operator.iadd, operator.imul, operator.isub, operator.itruediv, operator.setitem)
     return bool(in_place) or named_so or node.target in operators
+
+
+def squeezed(tensor: fx.Proxy, dim: int | tuple[int, ...] | None = None) -> tuple:
+    """The arguments of `torch.squeeze`, with the dimensions that it takes away: also where another
+    one has one channel, or image, left."""
+    shape = tensor.node.meta["value"].shape
+    dims = range(1, len(shape)) if dim is None else [dim] if isinstance(dim, int) else dim
+    return tensor, tuple(d for d in dims if shape[d] == 1)
+
+
+def as_list(tensors, *others, **named) -> tuple[tuple, dict]:
+    """The arguments of `torch.cat` and others in one form."""
+    if "axis" in named:
+        named["dim"] = named.pop("axis")
+    return ([*tensors], *others), named

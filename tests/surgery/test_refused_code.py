@@ -1,0 +1,76 @@
+"""Code that no graph can follow, or no file can hold: refused by a line that says where."""
+
+import random
+import re
+
+import pytest
+import torch
+from rare import Rare, conv, examples, insert
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import sparsereg
+from sparsereg.errors import UserError
+
+
+class Logs(Rare):
+    def forward(self, x: Tensor) -> Tensor:
+        y = z = F.relu(self.a(x))
+        y += self.e(y)
+        return self.fc(F.relu(self.b(y * z)).mean((2, 3)) + x.log().mean((1, 2, 3)).view(-1, 1))
+
+
+def two_crops(n, x):
+    return sum(n.e(torch.cat([x, 2 * x], 0)).chunk(2, 0))
+
+
+def hooked() -> Rare:
+    net = Rare(lambda n, x: x)
+    net.b.weight.register_hook(lambda gradient: 0 * gradient)
+    return net
+
+
+REFUSED = {
+    "random in eval mode": (
+        lambda: Rare(lambda n, x: random.choice([n.e, n.f])(x), e=conv(), f=conv()),
+        "draws random numbers in eval mode",
+    ),
+    "one image is another matter": (
+        lambda: Rare(lambda n, x: x * (2 if x.shape[0] == 1 else 1)),
+        r"test_refused_code\.py line .* depends on the number of images",
+    ),
+    "two crops in one batch": (
+        lambda: Rare(two_crops, e=conv()),
+        r"test_refused_code\.py line .*joins or divides images: use sampling=per_batch",
+    ),
+    "a word of torch.fx": (lambda: Rare(lambda n, x: n.graph(x), graph=conv()), "graph.*rename"),
+    "a parameter named gates": (
+        lambda: Rare(lambda n, x: x * n.gates, gates=nn.Parameter(torch.ones(8, 1, 1))),
+        "gates is the name of the module with the gate layers",
+    ),
+    "a gate layer's name": (
+        lambda: Rare(
+            lambda n, x: x * n.gates["a"](x).sigmoid(), gates=nn.ModuleDict({"a": conv()})
+        ),
+        "gates is the name of the module with the gate layers",
+    ),
+    "a gradient hook": (hooked, "b.weight has a hook on its gradient"),
+    "a file cannot hold it": (
+        lambda: Rare(lambda n, x: n.e(x.mT), e=conv()),
+        r"getattr.*test_refused_code\.py line .*cannot be saved",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name):
+    make, words = REFUSED[name]
+    with pytest.raises(UserError) as caught:
+        insert(make())
+    assert re.search(words, str(caught.value), re.DOTALL), caught.value
+
+
+def test_the_last_comparison_counts_where_outputs_are_finite():
+    net = Logs(lambda n, x: x, e=conv()).eval()
+    with pytest.raises(UserError, match=r"computes something else|differs by"):
+        sparsereg.insert_gates(net, examples().float().abs() + 0.1, show=False)
