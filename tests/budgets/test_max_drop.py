@@ -165,6 +165,8 @@ def test_several_sizes_from_one_run(command, dense, tmp_path):
     "arguments, words",
     [
         (("max_drop=0.5",), ["max_drop=0.5 needs ckpt_path"]),
+        (("max_drop=0",), ["max_drop=0 needs ckpt_path"]),
+        (("max_drop=0", "ckpt_path={dense}", "without_using_gate=true"), ["max_drop=0 needs gates"]),
         (("max_drop=101",), ["max_drop=101", "below 100"]),
         (("max_drop=1", "target_sparsity=0.5"), ["max_drop=1", "ask for one"]),
         (("max_drop=1", "ckpt_path={dense}", "cost=latency"), ["max_drop=1", "cost=latency"]),
