@@ -75,19 +75,14 @@ def data_of(cfg: DictConfig, checkpoint: dict) -> tuple:
     """The settings of a checkpoint's run that concern its data, and the data."""
     from hydra.utils import instantiate
 
-    from sparsereg.checkpoint import check_classes
+    from sparsereg.checkpoint import check_classes, check_images
 
     run_cfg = settings_of(checkpoint, cfg, ("data", "flip_tta"))
     data = instantiate(run_cfg.data, _convert_="all")
     data.prepare_data()
     data.setup("fit")
     check_classes(checkpoint, data.classes)
-    trained = tuple(checkpoint["sparsereg"]["data"]["image_shape"])
-    if data.image_shape != trained:
-        raise UserError(
-            f"the data have images of shape {data.image_shape}, but the checkpoint was trained on "
-            f"{trained}: choose its data with data=… and data.root=…"
-        )
+    check_images(checkpoint, data.image_shape)
     return run_cfg, data
 
 

@@ -169,6 +169,16 @@ def check_classes(checkpoint: dict, classes: list[str], key: str = "the checkpoi
         )
 
 
+def check_images(checkpoint: dict, image_shape: tuple[int, int, int]) -> None:
+    """Raise UserError unless the data have images of the (C, H, W) that it was trained on."""
+    trained = tuple(checkpoint["sparsereg"]["data"]["image_shape"])
+    if tuple(image_shape) != trained:
+        raise UserError(
+            f"the data have images of shape {tuple(image_shape)}, but the checkpoint was trained "
+            f"on {trained}: choose its data with data=… and data.root=…"
+        )
+
+
 def shorten(items: list[str]) -> str:
     return ", ".join(items[:2]) + (f" and {len(items) - 2} more" if len(items) > 2 else "")
 

@@ -19,7 +19,7 @@ from sklearn.isotonic import IsotonicRegression
 
 from sparsereg.budgets.paired import Drop, paired_drop, right
 from sparsereg.budgets.runs import Runs, Train
-from sparsereg.checkpoint import check_classes, load, read_checkpoint
+from sparsereg.checkpoint import check_classes, check_images, load, read_checkpoint
 from sparsereg.errors import printable
 from sparsereg.export.report import numbers_table
 from sparsereg.files import write_atomically
@@ -66,6 +66,7 @@ class Search:
         self.data.prepare_data()
         self.data.setup("fit")
         check_classes(checkpoint, self.data.classes)
+        check_images(checkpoint, self.data.image_shape)
         self.dense = load(cfg.ckpt_path)
         self.before = right(self.dense, self.data, "val", cfg.flip_tta)
         self.images = len(self.before)

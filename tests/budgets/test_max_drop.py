@@ -166,12 +166,16 @@ def test_several_sizes_from_one_run(command, dense, tmp_path):
     [
         (("max_drop=0.5",), ["max_drop=0.5 needs ckpt_path"]),
         (("max_drop=0",), ["max_drop=0 needs ckpt_path"]),
-        (("max_drop=0", "ckpt_path={dense}", "without_using_gate=true"), ["max_drop=0 needs gates"]),
+        (
+            ("max_drop=0", "ckpt_path={dense}", "without_using_gate=true"),
+            ["max_drop=0 needs gates"],
+        ),
         (("max_drop=101",), ["max_drop=101", "below 100"]),
         (("max_drop=1", "target_sparsity=0.5"), ["max_drop=1", "ask for one"]),
         (("max_drop=1", "ckpt_path={dense}", "cost=latency"), ["max_drop=1", "cost=latency"]),
         (("max_drop=1", "ckpt_path={dense}", "trainer.devices=2"), ["one process"]),
         (("max_drop=1", "ckpt_path={other}"), ["classes 0, 1 and 8 more", "0, 1 and 7 more"]),
+        (("max_drop=1", "ckpt_path={dense}", "data.image_size=32"), ["(3, 32, 32)", "(3, 16, 16)"]),
         (("probes=3",), ["probes=3", "needs max_drop"]),
         (("max_drop=1", "probes=0", "ckpt_path={dense}"), ["probes=0", "at least 1"]),
         (("target_sparsity=[0.5,0.3]",), ["target_sparsity=[0.5, 0.3]", "rise"]),

@@ -139,6 +139,11 @@ def test_resume_one_cycle_with_other_length(command, tmp_path):
     assert last.read_bytes() == before
 
 
+def test_data_of_other_images(command, trained):
+    result = command("test.py", f"ckpt_path={trained['gated']}", "data=digits", "data.image_size=8")
+    assert_one_line(result, "shape (3, 8, 8)", "trained on (3, 16, 16)", "choose its data")
+
+
 def test_gated_checkpoint_for_a_network_without_gates(command, trained, tmp_path):
     result = command(
         "train.py",
