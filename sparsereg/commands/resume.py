@@ -18,7 +18,9 @@ from sparsereg.commands.checks import check_settings
 from sparsereg.commands.comparable import differences, flatten, value_at
 from sparsereg.commands.machine import check_devices, is_first_process
 from sparsereg.commands.overrides import (
+    AVERAGED,
     CONFIG,
+    GROUPS,
     as_argument,
     first_part,
     given_settings,
@@ -38,8 +40,6 @@ from sparsereg.commands.settings import (
 from sparsereg.commands.values import is_plain, is_plain_table
 from sparsereg.errors import UserError, printable
 
-GROUPS = ("data", "model", "optimizer", "scheduler", "loss")  # of classes that a file may choose
-AVERAGED = "callbacks.average_weights"
 TAKEN = (AVERAGED, "callbacks.epoch_seed")  # the callbacks that a file has a say in
 
 

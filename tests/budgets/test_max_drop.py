@@ -2,6 +2,8 @@
 
 import json
 import math
+import shlex
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -14,8 +16,10 @@ from conftest import SMALL, assert_one_line, checkpoint_path, run_here, summary
 from sparsereg.budgets.max_drop import Trial, candidates, next_target
 from sparsereg.budgets.paired import Drop, paired_drop
 from sparsereg.checkpoint import load, read_checkpoint
+from sparsereg.commands.command_line import stop
 from sparsereg.sparsity.size import measure
 from sparsereg.training.results import evaluate
+from sparsereg.training.saving import BestAndLast
 
 TEACHABLE = (*SMALL, "trainer.limit_train_batches=39", "optimizer.lr=3e-3")
 SEARCH = ("cost=params", "droprate_init=0.05", "trainer.max_epochs=2", "probes=2")
@@ -132,12 +136,28 @@ def test_started_again_it_only_says_so(command, found):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("asked", ["max_drop=9", "target_sparsity=[0.3,0.8]"])
+def test_stopped_it_names_the_command_itself(dense, tmp_path, capfd, monkeypatch, asked):
+    """A checkpoint of one of its runs would not go on with the others."""
+    settings = (*SMALL, asked, "cost=params", f"ckpt_path={dense}", f"output_dir={tmp_path}")
+    monkeypatch.setattr(BestAndLast, "on_train_epoch_end", lambda *_: stop(signal.SIGINT, None))
+    assert run_here("train.py", *settings) == 130
+    line = next(line for line in capfd.readouterr().out.splitlines() if "stopped" in line)
+    assert shlex.split(line.removeprefix("stopped; to go on: ")) == [
+        "python",
+        "train.py",
+        *settings,
+    ]
+
+
+@pytest.mark.slow
 def test_no_size_keeps_it(command, dense, tmp_path):
     settings = ("max_drop=0", "probes=1", "cost=params", "droprate_init=0.9")
     more = ("trainer.max_epochs=1", f"ckpt_path={dense}", f"output_dir={tmp_path}")
     result = command("train.py", *SMALL, *settings, *more)
     assert result.code == 0, result.err
     assert "no size keeps max_drop=0 with 95 % confidence" in result.out
+    assert "to go on:" not in result.out  # after each of its runs
     assert "180 validation images are few" in result.out
 
 
