@@ -12,13 +12,12 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 from sklearn.isotonic import IsotonicRegression
 
 from sparsereg.budgets.paired import Drop, paired_drop, right
-from sparsereg.budgets.runs import Runs, Train
+from sparsereg.budgets.runs import Runs, Train, data_for, new_network
 from sparsereg.checkpoint import check_classes, check_images, load, read_checkpoint
 from sparsereg.errors import printable
 from sparsereg.export.report import numbers_table
@@ -62,18 +61,14 @@ class Search:
 
     def __init__(self, cfg: DictConfig, train: Train):
         self.cfg, checkpoint = cfg, read_checkpoint(cfg.ckpt_path)
-        self.data = instantiate(cfg.data, _convert_="all")
-        self.data.prepare_data()
-        self.data.setup("fit")
+        self.data = data_for(cfg, checkpoint)
         check_classes(checkpoint, self.data.classes)
         check_images(checkpoint, self.data.image_shape)
         self.dense = load(cfg.ckpt_path)
         self.before = right(self.dense, self.data, "val", cfg.flip_tta)
         self.images = len(self.before)
         self.runs = Runs(cfg, train, test=False)
-        shape = self.data.image_shape
-        fitting = {"num_classes": len(self.data.classes), "image_shape": list(shape)}
-        cost = ExpectedCost(instantiate(cfg.model, **fitting), shape)
+        cost = ExpectedCost(new_network(cfg, self.data), self.data.image_shape)
         self.highest = cost.highest_sparsity(cfg.cost, cfg.min_open_channels)
 
     def trial(self, kind: str, target: float) -> Trial:

@@ -5,10 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning import LightningDataModule
+from torch import nn
 
+from sparsereg.checkpoint import is_compact
 from sparsereg.commands.comparable import comparable
-from sparsereg.commands.resume import finetune_settings
+from sparsereg.commands.resume import check_ungated, finetune_settings
 from sparsereg.commands.settings import to_plain
 from sparsereg.export.formats import cut_file
 from sparsereg.runs.finished import find_finished, unfinished_runs
@@ -44,6 +48,22 @@ class Runs:
             found = find_finished(cfg)
         folder, results = found
         return folder / "checkpoints", results
+
+
+def data_for(cfg: DictConfig, checkpoint: dict | None) -> LightningDataModule:
+    """The data of all runs, which start from a checkpoint that can have gates, or from none."""
+    if checkpoint is not None and is_compact(checkpoint):
+        check_ungated(cfg)
+    data = instantiate(cfg.data, _convert_="all")
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def new_network(cfg: DictConfig, data: LightningDataModule) -> nn.Module:
+    """With gates and new weights, as each run has it."""
+    shape = list(data.image_shape)
+    return instantiate(cfg.model, num_classes=len(data.classes), image_shape=shape)
 
 
 def changed(cfg: DictConfig, changes: dict[str, Any]) -> DictConfig:

@@ -130,6 +130,15 @@ def is_said_again(key: str) -> bool:
     return is_value and (key == "output_dir" or not roles_of(key) & passing)
 
 
+def option_of(group: str, class_name: Any) -> str:
+    """The first option of a group that configures the class of this name."""
+    for path in sorted((CONFIG / group).glob("*.yaml")):
+        target = OmegaConf.load(path).get("_target_", "")
+        if target.rpartition(".")[2] == class_name:
+            return path.stem
+    raise UserError(f"the checkpoint's {group}={class_name} is none that this version knows")
+
+
 def nearest_option(group: str, chosen: dict[str, Any]) -> str:
     """The option of a group that comes nearest to its settings: by class, name, other values."""
 

@@ -17,6 +17,7 @@ from sparsereg.budgets.max_drop import Trial, candidates, next_target
 from sparsereg.budgets.paired import Drop, paired_drop
 from sparsereg.checkpoint import load, read_checkpoint
 from sparsereg.commands.command_line import stop
+from sparsereg.export.formats import cut_file
 from sparsereg.sparsity.size import measure
 from sparsereg.training.results import evaluate
 from sparsereg.training.saving import BestAndLast
@@ -199,6 +200,10 @@ def test_several_sizes_from_one_run(command, dense, tmp_path):
         (("probes=3",), ["probes=3", "needs max_drop"]),
         (("max_drop=1", "probes=0", "ckpt_path={dense}"), ["probes=0", "at least 1"]),
         (("target_sparsity=[0.5,0.3]",), ["target_sparsity=[0.5, 0.3]", "rise"]),
+        (
+            ("target_sparsity=[0.3,0.9999]", "cost=params"),
+            ["target_sparsity=0.9999", "out of reach"],
+        ),
         (("target_sparsity=[0.5]",), ["target_sparsity=[0.5]", "rise"]),
         (("target_sparsity=[0.5,0.9]", "settle_epochs=2"), ["last 2 epochs", "max_epochs=1"]),
     ],
@@ -213,6 +218,16 @@ def test_mistakes(command, dense, tmp_path, arguments, words):
     result = command("train.py", *SMALL, *given, f"output_dir={out}")
     assert_one_line(result, *words)
     assert not out.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", ["max_drop=1", "target_params=10k", "target_sparsity=[0.3,0.5]"])
+def test_a_network_that_is_cut_already(command, dense, tmp_path, asked):
+    """Not `add without_using_gate=true`, which a budget refuses."""
+    file = cut_file(dense)
+    result = command("train.py", *SMALL, asked, f"ckpt_path={file}", f"output_dir={tmp_path}")
+    assert_one_line(result, f"ckpt_path={file}", asked.split("=")[0], "not cut", "best.ckpt")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_network_can_be_evaluated_without_the_test_set():
