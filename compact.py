@@ -64,6 +64,8 @@ def main(cfg: DictConfig) -> None:
     if cfg.int8:
         results["int8"] = write_int8(file.with_name("compact.onnx"), data, run_cfg.flip_tta)
         names.append("compact.int8.onnx")
+    else:
+        drop_int8(file.with_name("compact.int8.onnx"))
     write_atomically(file.with_name("report.json"), json.dumps(results, indent=1).encode())
     print(printable(f"wrote {file.parent}: {', '.join([*names, 'deploy.json', 'report.json'])}"))
     if "compact.onnx" not in differences:
@@ -92,6 +94,13 @@ def write_int8(source: Path, data, flip_tta: bool) -> dict:
     results = int8.write_int8(source, data, flip_tta)
     int8.print_files(results)
     return results
+
+
+def drop_int8(stale: Path) -> None:
+    """That of an earlier cut, which `report.json` no longer tells of, may be of other weights."""
+    if stale.exists():
+        stale.unlink()
+        print(printable(f"removed {stale}, of an earlier cut; write it anew with int8=true"))
 
 
 def cli() -> None:  # installed as sparsereg-compact
