@@ -17,7 +17,7 @@ from rich.console import Console
 from sklearn.isotonic import IsotonicRegression
 
 from sparsereg.budgets.paired import Drop, paired_drop, right
-from sparsereg.budgets.runs import Runs, Train, data_for, new_network
+from sparsereg.budgets.runs import Runs, Train, data_for, keep_earlier, new_network
 from sparsereg.checkpoint import check_classes, check_images, load, read_checkpoint
 from sparsereg.errors import printable
 from sparsereg.export.report import numbers_table
@@ -144,8 +144,8 @@ def report(cfg: DictConfig, trials: list[Trial], chosen: Trial, results: dict, i
         t._asdict() | {"drop": t.drop._asdict(), "checkpoint": str(t.checkpoint)} for t in trials
     ]
     found = {"max_drop": cfg.max_drop, "images": images, "trials": rows, "chosen": results}
-    text = json.dumps(found | {"target": chosen.target, **chosen.drop._asdict()}, indent=1)
-    write_atomically(Path(cfg.output_dir) / "max_drop.json", text.encode())
+    found |= {"target": chosen.target, **chosen.drop._asdict()}
+    write_found(Path(cfg.output_dir) / "max_drop.json", found)
     if images * cfg.max_drop / 100 < FEW:
         print(
             f"{images} validation images are few for max_drop={cfg.max_drop}: one is "
@@ -159,3 +159,13 @@ def report(cfg: DictConfig, trials: list[Trial], chosen: Trial, results: dict, i
     print(printable(f"chosen: {results['checkpoint']}"))
     print(f"sparsity {results['sparsity']:.4f}, {results['params']:,} parameters")
     print(f"validation: {said(chosen.drop)}; test: drop {results['test_drop']:.2f}", flush=True)
+
+
+def write_found(file: Path, found: dict) -> None:
+    """A file of the same search is written anew, that of another one is kept."""
+
+    def search(content: dict) -> tuple:
+        return content["max_drop"], [trial["checkpoint"] for trial in content["trials"]]
+
+    keep_earlier(file, lambda earlier: search(earlier) == search(found))
+    write_atomically(file, json.dumps(found, indent=1).encode())

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from sparsereg.budgets.clock import Clock
 from sparsereg.budgets.objective import new_objective
-from sparsereg.budgets.runs import Runs, Train, changed, data_for, new_network
+from sparsereg.budgets.runs import Runs, Train, changed, data_for, keep_earlier, new_network
 from sparsereg.checkpoint import load, read_checkpoint
 from sparsereg.commands.settings import to_plain
 from sparsereg.compact import compact
@@ -45,6 +45,8 @@ def train_sizes(cfg: DictConfig, train: Train) -> dict:
         rows.append({"target": target, "file": str(file)} | results)
     measure(rows, Clock(**to_plain(cfg)["latency"]))
     folder = Path(cfg.output_dir)
+    files = [row["file"] for row in rows]
+    keep_earlier(folder / "sizes.json", lambda old: [r["file"] for r in old] == files, ".svg")
     write_atomically(folder / "sizes.json", json.dumps(rows, indent=1).encode())
     draw_sizes(rows, folder / "sizes.svg")
     show(rows, folder)

@@ -1,9 +1,7 @@
-"""The accuracy that must stay, and several sizes from one run."""
+"""The accuracy that must stay."""
 
 import json
 import math
-import shlex
-import signal
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -11,16 +9,13 @@ from unittest.mock import patch
 import pytest
 import pytorch_lightning as pl
 import torch
-from conftest import SMALL, assert_one_line, checkpoint_path, run_here, summary
+from conftest import SMALL, assert_one_line, checkpoint_path, run_here
 
 from sparsereg.budgets.max_drop import Trial, candidates, next_target
 from sparsereg.budgets.paired import Drop, paired_drop
 from sparsereg.checkpoint import load, read_checkpoint
-from sparsereg.commands.command_line import stop
-from sparsereg.export.formats import cut_file
 from sparsereg.sparsity.size import measure
 from sparsereg.training.results import evaluate
-from sparsereg.training.saving import BestAndLast
 
 TEACHABLE = (*SMALL, "trainer.limit_train_batches=39", "optimizer.lr=3e-3")
 SEARCH = ("cost=params", "droprate_init=0.05", "trainer.max_epochs=2", "probes=2")
@@ -137,21 +132,6 @@ def test_started_again_it_only_says_so(command, found):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("asked", ["max_drop=9", "target_sparsity=[0.3,0.8]"])
-def test_stopped_it_names_the_command_itself(dense, tmp_path, capfd, monkeypatch, asked):
-    """A checkpoint of one of its runs would not go on with the others."""
-    settings = (*SMALL, asked, "cost=params", f"ckpt_path={dense}", f"output_dir={tmp_path}")
-    monkeypatch.setattr(BestAndLast, "on_train_epoch_end", lambda *_: stop(signal.SIGINT, None))
-    assert run_here("train.py", *settings) == 130
-    line = next(line for line in capfd.readouterr().out.splitlines() if "stopped" in line)
-    assert shlex.split(line.removeprefix("stopped; to go on: ")) == [
-        "python",
-        "train.py",
-        *settings,
-    ]
-
-
-@pytest.mark.slow
 def test_no_size_keeps_it(command, dense, tmp_path):
     settings = ("max_drop=0", "probes=1", "cost=params", "droprate_init=0.9")
     more = ("trainer.max_epochs=1", f"ckpt_path={dense}", f"output_dir={tmp_path}")
@@ -160,26 +140,6 @@ def test_no_size_keeps_it(command, dense, tmp_path):
     assert "no size keeps max_drop=0 with 95 % confidence" in result.out
     assert "to go on:" not in result.out  # after each of its runs
     assert "180 validation images are few" in result.out
-
-
-@pytest.mark.slow
-def test_several_sizes_from_one_run(command, dense, tmp_path):
-    settings = ("cost=params", "target_sparsity=[0.3,0.8]", "droprate_init=0.05")
-    length = ("trainer.max_epochs=2", "finetune_epochs=1", "latency.backend=torch")
-    more = (*length, f"output_dir={tmp_path}")
-    result = command("train.py", *TEACHABLE, *settings, *more, f"ckpt_path={dense}")
-    assert result.code == 0, result.err
-    rows = json.loads((tmp_path / "sizes.json").read_text())
-    assert [row["target"] for row in rows] == [0.3, 0.8]
-    for row in rows:
-        assert row["sparsity"] == pytest.approx(row["target"], abs=0.01) and row["ms"] > 0
-        assert measure(load(row["file"]), (3, 16, 16))["params"] == row["params"]
-        assert f"{row['target']:g}: {row['file']}" in result.out
-    starts = [read_checkpoint(checkpoint_path(tmp_path, n))["sparsereg"] for n in (0, 2)]
-    assert [s["config"]["keep_gates"] for s in starts] == [False, True]
-    assert starts[1]["config"]["ckpt_path"] == str(checkpoint_path(tmp_path, 0))
-    assert summary(tmp_path, 3)["params"] == rows[-1]["params"]
-    assert "<svg" in (tmp_path / "sizes.svg").read_text()[:400]
 
 
 @pytest.mark.parametrize(
@@ -218,16 +178,6 @@ def test_mistakes(command, dense, tmp_path, arguments, words):
     result = command("train.py", *SMALL, *given, f"output_dir={out}")
     assert_one_line(result, *words)
     assert not out.exists()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("asked", ["max_drop=1", "target_params=10k", "target_sparsity=[0.3,0.5]"])
-def test_a_network_that_is_cut_already(command, dense, tmp_path, asked):
-    """Not `add without_using_gate=true`, which a budget refuses."""
-    file = cut_file(dense)
-    result = command("train.py", *SMALL, asked, f"ckpt_path={file}", f"output_dir={tmp_path}")
-    assert_one_line(result, f"ckpt_path={file}", asked.split("=")[0], "not cut", "best.ckpt")
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_network_can_be_evaluated_without_the_test_set():
