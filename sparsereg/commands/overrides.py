@@ -14,11 +14,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from sparsereg.commands.comparable import flatten, repeats_flat_key
 from sparsereg.commands.settings import SETTINGS, Role, roles_of, settings_with, to_plain
+from sparsereg.commands.values import is_plain
 from sparsereg.errors import UserError
 
 CONFIG = Path(__file__).parents[1] / "config"
 GROUPS = ("data", "model", "optimizer", "scheduler", "loss")  # of classes that a file may choose
 AVERAGED = "callbacks.average_weights"
+DECIDES_WIDTHS = ("library", "name", "image_size")
 ASKED_ANEW = ("without_using_gate", "finetune_epochs", "finetune_lr")
 
 
@@ -121,6 +123,34 @@ def settings_beside(kept: list[str], cfg: DictConfig) -> list[str]:
         if now.get(key) != value and is_said_again(key) and not repeats_flat_key(key, flat)
     ]
     return groups + values
+
+
+def choose_as(config: dict, cfg: DictConfig) -> str:
+    """The end of a message that names network and data of a checkpoint's settings, in words to be
+    typed, where `cfg` has others; empty where it has the same."""
+    words = []
+    for group in ("model", "data"):
+        saved, now = known_values(group, config.get(group)), to_plain(cfg)[group]
+        if "_target_" not in saved:
+            continue
+        option = nearest_option(group, saved)
+        if option != nearest_option(group, now):
+            words.append(f"{group}={option}")
+            now = option_values(group, option)
+        others = [key for key in DECIDES_WIDTHS if key in saved and saved[key] != now.get(key)]
+        words += [as_argument(saved[key], f"{group}.{key}") for key in others]
+    return f"; it was trained with {' '.join(words)}" if words else ""
+
+
+def known_values(group: str, saved: Any) -> dict[str, Any]:
+    """What a checkpoint says of a group, as far as it is what settings can be."""
+
+    def is_known(key: Any, value: Any) -> bool:
+        row = SETTINGS.get(f"{group}.{key}")
+        return isinstance(value, str) if key == "_target_" else row is not None and row.check(value)
+
+    items = saved.items() if isinstance(saved, dict) else ()
+    return {key: value for key, value in items if is_plain(value) and is_known(key, value)}
 
 
 def is_said_again(key: str) -> bool:
