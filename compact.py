@@ -64,6 +64,8 @@ def main(cfg: DictConfig) -> None:
     if cfg.int8:
         results["int8"] = write_int8(file.with_name("compact.onnx"), data, run_cfg.flip_tta)
         names.append("compact.int8.onnx")
+    else:
+        drop_int8(file.with_name("compact.int8.onnx"))
     write_atomically(file.with_name("report.json"), json.dumps(results, indent=1).encode())
     print(printable(f"wrote {file.parent}: {', '.join([*names, 'deploy.json', 'report.json'])}"))
     if "compact.onnx" not in differences:
@@ -75,19 +77,14 @@ def data_of(cfg: DictConfig, checkpoint: dict) -> tuple:
     """The settings of a checkpoint's run that concern its data, and the data."""
     from hydra.utils import instantiate
 
-    from sparsereg.checkpoint import check_classes
+    from sparsereg.checkpoint import check_classes, check_images
 
     run_cfg = settings_of(checkpoint, cfg, ("data", "flip_tta"))
     data = instantiate(run_cfg.data, _convert_="all")
     data.prepare_data()
     data.setup("fit")
     check_classes(checkpoint, data.classes)
-    trained = tuple(checkpoint["sparsereg"]["data"]["image_shape"])
-    if data.image_shape != trained:
-        raise UserError(
-            f"the data have images of shape {data.image_shape}, but the checkpoint was trained on "
-            f"{trained}: choose its data with data=… and data.root=…"
-        )
+    check_images(checkpoint, data.image_shape)
     return run_cfg, data
 
 
@@ -97,6 +94,13 @@ def write_int8(source: Path, data, flip_tta: bool) -> dict:
     results = int8.write_int8(source, data, flip_tta)
     int8.print_files(results)
     return results
+
+
+def drop_int8(stale: Path) -> None:
+    """That of an earlier cut, which `report.json` no longer tells of, may be of other weights."""
+    if stale.exists():
+        stale.unlink()
+        print(printable(f"removed {stale}, of an earlier cut; write it anew with int8=true"))
 
 
 def cli() -> None:  # installed as sparsereg-compact

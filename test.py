@@ -32,7 +32,7 @@ def main(cfg: DictConfig) -> None:
         import torch
         from hydra.utils import instantiate
 
-        from sparsereg.checkpoint import check_classes, load, read_checkpoint
+        from sparsereg.checkpoint import check_classes, check_images, load, read_checkpoint
         from sparsereg.training.module import L0Module
         from sparsereg.training.monitors import ProgressBar
         from sparsereg.training.results import evaluate, print_summary
@@ -44,6 +44,7 @@ def main(cfg: DictConfig) -> None:
     data.prepare_data()
     data.setup("test")
     check_classes(checkpoint, data.classes)
+    check_images(checkpoint, data.image_shape)
 
     net = load(cfg.ckpt_path)
     module = L0Module(net, len(data.classes), None, None, flip_tta=run_cfg.flip_tta)

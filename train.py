@@ -23,7 +23,7 @@ from sparsereg.commands import command_line
 from sparsereg.commands.checks import check_settings
 from sparsereg.commands.machine import check_devices, is_on_cpu
 from sparsereg.commands.memory import importing
-from sparsereg.commands.overrides import typed
+from sparsereg.commands.overrides import choose_as, typed
 from sparsereg.commands.resume import (
     check_compact,
     check_resumable,
@@ -173,7 +173,8 @@ def new_network(
         net, described = instantiate(cfg.model, **fitting), described | fitting
     check_takes(net, data.image_shape)
     if checkpoint is not None:
-        load_weights(net, checkpoint, new_gates=not (cfg.resume_training or cfg.keep_gates))
+        hint = choose_as(checkpoint["sparsereg"]["config"], cfg)
+        load_weights(net, checkpoint, not (cfg.resume_training or cfg.keep_gates), hint)
     return net, described
 
 

@@ -109,13 +109,14 @@ def is_whole(tensor: object) -> bool:
     return tensor.nbytes <= tensor.untyped_storage().nbytes()
 
 
-def load_weights(net: nn.Module, checkpoint: dict, new_gates: bool = False) -> None:
+def load_weights(net: nn.Module, checkpoint: dict, new_gates: bool = False, hint: str = "") -> None:
     """Load a checkpoint's weights, and its gates, into `net`, strictly.
 
     Args:
         net: the network.
         checkpoint: from `read_checkpoint`.
         new_gates: leave the gates of `net` as they are, whether the checkpoint has gates or not.
+        hint: what to do if it does not fit, for the message.
 
     Raises:
         UserError: a key is missing or unexpected, or a shape differs.
@@ -124,7 +125,7 @@ def load_weights(net: nn.Module, checkpoint: dict, new_gates: bool = False) -> N
     own_gates = {key: tensor for key, tensor in own.items() if key.endswith("qz_loga")}
     if new_gates and own_gates:
         state = {k: t for k, t in state.items() if not k.endswith("qz_loga")} | own_gates
-    check_fits(state, own)
+    check_fits(state, own, hint)
     net.load_state_dict(state)
 
 
@@ -132,7 +133,7 @@ def is_gated(state: Mapping) -> bool:
     return any(key.endswith("qz_loga") for key in state)
 
 
-def check_fits(state: Mapping, own: Mapping) -> None:
+def check_fits(state: Mapping, own: Mapping, hint: str = "") -> None:
     """Raise UserError that names what differs between a loaded and the network's own state."""
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if any("reduction_gates" in key for key in missing + unexpected) and is_gated(own):
@@ -147,7 +148,7 @@ def check_fits(state: Mapping, own: Mapping) -> None:
         )
     for what, keys in (("lacks", missing), ("has in addition", unexpected)):
         if keys:
-            raise UserError(f"the checkpoint does not fit: it {what} {shorten(keys)}")
+            raise UserError(f"the checkpoint does not fit: it {what} {shorten(keys)}{hint}")
     different = [
         f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
         for key in own
@@ -156,6 +157,7 @@ def check_fits(state: Mapping, own: Mapping) -> None:
     if different:
         raise UserError(
             f"the checkpoint has other widths or classes than this network: {shorten(different)}"
+            f"{hint}"
         )
 
 
@@ -166,6 +168,16 @@ def check_classes(checkpoint: dict, classes: list[str], key: str = "the checkpoi
         raise UserError(
             f"the data have the classes {shorten(classes)}, but {key} was trained on "
             f"{shorten(trained)}: choose its data with data=… and data.root=…"
+        )
+
+
+def check_images(checkpoint: dict, image_shape: tuple[int, int, int]) -> None:
+    """Raise UserError unless the data have images of the (C, H, W) that it was trained on."""
+    trained = tuple(checkpoint["sparsereg"]["data"]["image_shape"])
+    if tuple(image_shape) != trained:
+        raise UserError(
+            f"the data have images of shape {tuple(image_shape)}, but the checkpoint was trained "
+            f"on {trained}: choose its data with data=… and data.root=…"
         )
 
 

@@ -7,6 +7,7 @@ is written to a file that names the device and the backend, and read from it the
 import contextlib
 import functools
 import json
+import math
 import re
 import tempfile
 import time
@@ -19,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from sparsereg.compact import fold
+from sparsereg.errors import UserError
 from sparsereg.export.latency import machine
-from sparsereg.files import write_atomically
+from sparsereg.files import read_text, write_atomically
 
 ROUNDS = 7  # of measuring a layer
 NETWORK_ROUNDS = 15
@@ -90,16 +92,20 @@ class Clock:
             torch.set_num_threads(before)
 
     def read(self) -> dict[str, float]:
+        """The times that were measured before; none if the file has anything else in it."""
         try:
-            return json.loads(self.file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            known = json.loads(read_text(self.file))
+        except (OSError, ValueError, RecursionError):
             return {}
+        is_sound = isinstance(known, dict) and all(map(is_time, known.values()))
+        return known if is_sound else {}
 
     def layers(self, points: set[Point]) -> dict[Point, float]:
         """Milliseconds of each layer, with the ReLU after it."""
         known = self.read()
         missing = [point for point in sorted(points) if name_of(point) not in known]
         if missing:
+            make_folder(self.file.parent)  # first: measuring takes minutes
             print(f"measuring {len(missing)} layers with {self.backend} on {self.machine}")
             groups: dict[Shape, list[Point]] = {}
             for point in missing:
@@ -108,7 +114,6 @@ class Clock:
                 for group in groups.values():
                     times = zip(map(name_of, group), self.measure(group), strict=True)
                     known |= dict(times)
-            self.file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self.file, json.dumps(known, indent=0).encode())
         return {point: known[name_of(point)] for point in points}
 
@@ -174,6 +179,17 @@ def seconds(run: Callable[[], object], window: float = SECONDS) -> float:
         before, now = now, time.perf_counter()
         times.append(now - before)
     return median(times)
+
+
+def is_time(value: object) -> bool:
+    return type(value) in (int, float) and 0 <= value < math.inf
+
+
+def make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"latency.cache_dir={folder} cannot be made: {error.strerror}") from error
 
 
 def name_of(point: Point) -> str:

@@ -12,14 +12,13 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 from sklearn.isotonic import IsotonicRegression
 
 from sparsereg.budgets.paired import Drop, paired_drop, right
-from sparsereg.budgets.runs import Runs, Train
-from sparsereg.checkpoint import check_classes, load, read_checkpoint
+from sparsereg.budgets.runs import Runs, Train, data_for, keep_earlier, new_network
+from sparsereg.checkpoint import check_classes, check_images, load, read_checkpoint
 from sparsereg.errors import printable
 from sparsereg.export.report import numbers_table
 from sparsereg.files import write_atomically
@@ -62,17 +61,14 @@ class Search:
 
     def __init__(self, cfg: DictConfig, train: Train):
         self.cfg, checkpoint = cfg, read_checkpoint(cfg.ckpt_path)
-        self.data = instantiate(cfg.data, _convert_="all")
-        self.data.prepare_data()
-        self.data.setup("fit")
+        self.data = data_for(cfg, checkpoint)
         check_classes(checkpoint, self.data.classes)
+        check_images(checkpoint, self.data.image_shape)
         self.dense = load(cfg.ckpt_path)
         self.before = right(self.dense, self.data, "val", cfg.flip_tta)
         self.images = len(self.before)
         self.runs = Runs(cfg, train, test=False)
-        shape = self.data.image_shape
-        fitting = {"num_classes": len(self.data.classes), "image_shape": list(shape)}
-        cost = ExpectedCost(instantiate(cfg.model, **fitting), shape)
+        cost = ExpectedCost(new_network(cfg, self.data), self.data.image_shape)
         self.highest = cost.highest_sparsity(cfg.cost, cfg.min_open_channels)
 
     def trial(self, kind: str, target: float) -> Trial:
@@ -148,8 +144,8 @@ def report(cfg: DictConfig, trials: list[Trial], chosen: Trial, results: dict, i
         t._asdict() | {"drop": t.drop._asdict(), "checkpoint": str(t.checkpoint)} for t in trials
     ]
     found = {"max_drop": cfg.max_drop, "images": images, "trials": rows, "chosen": results}
-    text = json.dumps(found | {"target": chosen.target, **chosen.drop._asdict()}, indent=1)
-    write_atomically(Path(cfg.output_dir) / "max_drop.json", text.encode())
+    found |= {"target": chosen.target, **chosen.drop._asdict()}
+    write_found(Path(cfg.output_dir) / "max_drop.json", found)
     if images * cfg.max_drop / 100 < FEW:
         print(
             f"{images} validation images are few for max_drop={cfg.max_drop}: one is "
@@ -163,3 +159,13 @@ def report(cfg: DictConfig, trials: list[Trial], chosen: Trial, results: dict, i
     print(printable(f"chosen: {results['checkpoint']}"))
     print(f"sparsity {results['sparsity']:.4f}, {results['params']:,} parameters")
     print(f"validation: {said(chosen.drop)}; test: drop {results['test_drop']:.2f}", flush=True)
+
+
+def write_found(file: Path, found: dict) -> None:
+    """A file of the same search is written anew, that of another one is kept."""
+
+    def search(content: dict) -> tuple:
+        return content["max_drop"], [trial["checkpoint"] for trial in content["trials"]]
+
+    keep_earlier(file, lambda earlier: search(earlier) == search(found))
+    write_atomically(file, json.dumps(found, indent=1).encode())

@@ -1,17 +1,25 @@
 """Several runs in a row, each trained once: a command that was stopped goes on where it was."""
 
 import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning import LightningDataModule
+from torch import nn
 
+from sparsereg.checkpoint import is_compact
 from sparsereg.commands.comparable import comparable
-from sparsereg.commands.resume import finetune_settings
+from sparsereg.commands.resume import check_ungated, finetune_settings
 from sparsereg.commands.settings import to_plain
+from sparsereg.errors import printable
 from sparsereg.export.formats import cut_file
+from sparsereg.files import read_text
 from sparsereg.runs.finished import find_finished, unfinished_runs
+from sparsereg.runs.records import free_name
 
 Train = Callable[..., dict]  # train.py's: settings, what is typed, …
 
@@ -44,6 +52,44 @@ class Runs:
             found = find_finished(cfg)
         folder, results = found
         return folder / "checkpoints", results
+
+
+def data_for(cfg: DictConfig, checkpoint: dict | None) -> LightningDataModule:
+    """The data of all runs, which start from a checkpoint that can have gates, or from none."""
+    if checkpoint is not None and is_compact(checkpoint):
+        check_ungated(cfg)
+    data = instantiate(cfg.data, _convert_="all")
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def new_network(cfg: DictConfig, data: LightningDataModule) -> nn.Module:
+    """With gates and new weights, as each run has it."""
+    shape = list(data.image_shape)
+    return instantiate(cfg.model, num_classes=len(data.classes), image_shape=shape)
+
+
+def keep_earlier(file: Path, same: Callable[[Any], bool], *beside: str) -> None:
+    """What another budget has left under this name, as each job of a sweep does, is kept under a
+    free one, with the files of the same name that end with `beside`.
+
+    Args:
+        file: JSON, about to be written.
+        same: is its content from the same runs? It is written anew then.
+    """
+    try:
+        if same(json.loads(read_text(file))):
+            return
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        pass  # not ours, or damaged
+    earlier = free_name(file)
+    for end in (file.suffix, *beside):
+        if file.with_suffix(end).exists():
+            file.with_suffix(end).rename(earlier.with_suffix(end))
+    print(printable(f"the earlier {file.name} is now {earlier.name}"), flush=True)
 
 
 def changed(cfg: DictConfig, changes: dict[str, Any]) -> DictConfig:

@@ -13,7 +13,8 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from sparsereg.budgets.clock import Clock
-from sparsereg.budgets.runs import Runs, Train
+from sparsereg.budgets.objective import new_objective
+from sparsereg.budgets.runs import Runs, Train, changed, data_for, keep_earlier, new_network
 from sparsereg.checkpoint import load, read_checkpoint
 from sparsereg.commands.settings import to_plain
 from sparsereg.compact import compact
@@ -30,6 +31,7 @@ def train_sizes(cfg: DictConfig, train: Train) -> dict:
     OUTPUT_DIR/sizes.json, sizes.svg: a row each, and accuracy against milliseconds.
     """
     targets, rows = list(cfg.target_sparsity), []
+    check_highest(cfg)
     runs, start = Runs(cfg, train), {}
     epochs = math.ceil(cfg.trainer.max_epochs / len(targets))
     for target in targets:
@@ -43,10 +45,19 @@ def train_sizes(cfg: DictConfig, train: Train) -> dict:
         rows.append({"target": target, "file": str(file)} | results)
     measure(rows, Clock(**to_plain(cfg)["latency"]))
     folder = Path(cfg.output_dir)
+    files = [row["file"] for row in rows]
+    keep_earlier(folder / "sizes.json", lambda old: [r["file"] for r in old] == files, ".svg")
     write_atomically(folder / "sizes.json", json.dumps(rows, indent=1).encode())
     draw_sizes(rows, folder / "sizes.svg")
     show(rows, folder)
     return rows[-1]
+
+
+def check_highest(cfg: DictConfig) -> None:
+    """Raise UserError if the last target is out of reach, before those before it are trained."""
+    data = data_for(cfg, read_checkpoint(cfg.ckpt_path) if cfg.ckpt_path else None)
+    settings = to_plain(changed(cfg, {"target_sparsity": cfg.target_sparsity[-1]}))
+    new_objective(settings, new_network(cfg, data), data.image_shape).check_reach()
 
 
 def measure(rows: list[dict], clock: Clock) -> None:

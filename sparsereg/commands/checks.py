@@ -97,7 +97,7 @@ def check_needs(cfg: DictConfig, overrides: list[str]) -> None:
     for override in overrides:
         key = key_of(override)
         row = SETTINGS.get(key)
-        if row is None or not OmegaConf.select(cfg, key):  # null, false, 0: nothing is asked for
+        if row is None or not is_asked(key, OmegaConf.select(cfg, key)):
             continue
         if Role.OF_GATES in row.roles and cfg.without_using_gate:
             raise UserError(f"{override} needs gates: without_using_gate=false")
@@ -108,10 +108,15 @@ def check_needs(cfg: DictConfig, overrides: list[str]) -> None:
             raise UserError(f"{override} needs {row.needs}=…")
 
 
+def is_asked(key: str, value: Any) -> bool:
+    """Null, false and 0 ask for nothing; but a budget of 0 is one."""
+    return value is not None if key in BUDGETS else bool(value)
+
+
 def check_gates(cfg: DictConfig) -> None:
     """Settings of gates need gates."""
     for key in settings_with(Role.NEEDS_GATES):
-        if cfg[key] and cfg.without_using_gate:
+        if is_asked(key, cfg[key]) and cfg.without_using_gate:
             raise UserError(f"{key}={str(cfg[key]).lower()} needs gates: without_using_gate=false")
     if cfg.model.without_using_gate != cfg.without_using_gate:
         raise UserError(

@@ -18,18 +18,21 @@ from sparsereg.commands.checks import check_settings
 from sparsereg.commands.comparable import differences, flatten, value_at
 from sparsereg.commands.machine import check_devices, is_first_process
 from sparsereg.commands.overrides import (
-    CONFIG,
+    AVERAGED,
+    GROUPS,
     as_argument,
     first_part,
     given_settings,
     group_of,
     key_of,
+    option_of,
     typed,
 )
 from sparsereg.commands.settings import (
     KEPT,
     SETTINGS,
     Role,
+    budget_of,
     roles_of,
     settings_that_need,
     settings_with,
@@ -38,8 +41,6 @@ from sparsereg.commands.settings import (
 from sparsereg.commands.values import is_plain, is_plain_table
 from sparsereg.errors import UserError, printable
 
-GROUPS = ("data", "model", "optimizer", "scheduler", "loss")  # of classes that a file may choose
-AVERAGED = "callbacks.average_weights"
 TAKEN = (AVERAGED, "callbacks.epoch_seed")  # the callbacks that a file has a say in
 
 
@@ -109,15 +110,6 @@ def check_saved(key: str, value: Any) -> None:
         raise UserError(f"the checkpoint has a setting that this version does not know: {key}")
     if not is_class and not row.check(value):
         raise UserError(f"the checkpoint's {key}={value} must be {row.wanted}")
-
-
-def option_of(group: str, class_name: Any) -> str:
-    """The first option of a group that configures the class of this name."""
-    for path in sorted((CONFIG / group).glob("*.yaml")):
-        target = OmegaConf.load(path).get("_target_", "")
-        if target.rpartition(".")[2] == class_name:
-            return path.stem
-    raise UserError(f"the checkpoint's {group}={class_name} is none that this version knows")
 
 
 def set_plain(cfg: DictConfig, key: str, value: Any, saved: dict[str, Any]) -> None:
@@ -235,11 +227,7 @@ def finetune_settings(cfg: DictConfig, cut: Path) -> DictConfig:
 
 def check_compact(checkpoint: dict, cfg: DictConfig, overrides: list[str], classes: list) -> None:
     """Raise UserError for settings that a network which is cut already cannot follow."""
-    if not cfg.without_using_gate:
-        raise UserError(
-            f"ckpt_path={cfg.ckpt_path} is a compact network, which is trained without gates: add "
-            "without_using_gate=true"
-        )
+    check_ungated(cfg)
     for override in overrides:
         if group_of(override) == "model":
             raise UserError(f"{override}: a compact network is as it was cut; leave it out")
@@ -249,6 +237,18 @@ def check_compact(checkpoint: dict, cfg: DictConfig, overrides: list[str], class
             f"the compact network tells {len(trained)} classes apart and the data have "
             f"{len(classes)}: choose its data with data=… and data.root=…"
         )
+
+
+def check_ungated(cfg: DictConfig) -> None:
+    """Raise UserError for gates in the compact network of `ckpt_path`."""
+    key, what = budget_of(cfg), f"ckpt_path={cfg.ckpt_path} is a compact network"
+    if key is not None:
+        raise UserError(
+            f"{what}, which has no gates for {key}={cfg[key]}: start from the network that was "
+            "not cut, the best.ckpt of its run"
+        )
+    if not cfg.without_using_gate:
+        raise UserError(f"{what}, which is trained without gates: add without_using_gate=true")
 
 
 def check_resumable(checkpoint: dict, cfg: DictConfig, is_finished: bool) -> None:

@@ -17,7 +17,7 @@ from torch.distributed import default_pg_timeout, distributed_c10d
 from torch.nn.utils import get_total_norm
 
 from sparsereg.commands.command_line import Stopped, stop_on_signals
-from sparsereg.commands.overrides import command_to_go_on
+from sparsereg.commands.overrides import command_to_go_on, same_command, trains_several
 from sparsereg.errors import UserError, printable
 
 
@@ -132,7 +132,9 @@ class StopOnSignals(pl.Callback):
             trainer.strategy.launcher.kill(signal.SIGTERM)
         files = trainer.checkpoint_callback
         if trainer.is_global_zero and files.last.exists():
-            if trainer.state.fn == TrainerFn.FITTING:
+            if trains_several():
+                command = same_command()
+            elif trainer.state.fn == TrainerFn.FITTING:
                 command = command_to_go_on("train.py", files.last, "resume_training=true")
             else:
                 command = command_to_go_on("test.py", files.best)

@@ -18,7 +18,8 @@ from torch import nn
 from sparsereg.budgets.size import TargetSize
 from sparsereg.budgets.target_latency import TOLERANCE as LATENCY_TOLERANCE
 from sparsereg.budgets.target_latency import TargetLatency
-from sparsereg.commands.overrides import as_argument, command_again
+from sparsereg.checkpoint import is_compact
+from sparsereg.commands.overrides import as_argument, command_again, trains_several
 from sparsereg.errors import printable
 from sparsereg.files import write_atomically
 from sparsereg.model.basic_l0_blocks import deterministic_gate, gate_layers, prob_nonzero
@@ -166,26 +167,34 @@ def finish(trainer: pl.Trainer, cfg: DictConfig, results: dict, folder: Path) ->
     logger.log_hyperparams(hparams(cfg), {tag_of(key): value for key, value in final.items()})
     logger.finalize("success")
     log_final(trainer.loggers, final)
-    if not cfg.finetune_epochs and HydraConfig.get().mode != RunMode.MULTIRUN:
-        print("\nto go on:", *next_commands(cfg, Path(results["checkpoint"]), found), sep="\n  ")
+    is_last = not cfg.finetune_epochs and not trains_several()
+    if is_last and HydraConfig.get().mode != RunMode.MULTIRUN:
+        is_cut = is_compact({"sparsereg": trainer.lightning_module.record})
+        lines = next_commands(cfg, Path(results["checkpoint"]), found, is_cut)
+        print("\nto go on:", *lines, sep="\n  ")
 
 
-def next_commands(cfg: DictConfig, checkpoint: Path, dense: tuple | None) -> list[str]:
-    """Lines to type after a run, with what each does."""
+def next_commands(
+    cfg: DictConfig, checkpoint: Path, dense: tuple | None, is_cut: bool
+) -> list[str]:
+    """Lines to type after a run, with what each does. A network that `is_cut` takes no gates."""
     compact = f"python compact.py {as_argument(checkpoint)}"
     lines = [("cut the closed channels out, export, measure", compact)]
     if not cfg.without_using_gate and dense is None and cfg.ckpt_path is None:
         lines.append(
-            ("what pruning costs: the dense network", command_again("without_using_gate=true"))
+            ("what pruning costs: the dense network", command_again(cfg, "without_using_gate=true"))
         )
-    if cfg.without_using_gate:
+    if is_cut:
+        test = f"python test.py {as_argument(checkpoint)}"
+        lines = [("export, measure", compact), ("its accuracy again", test)]
+    elif cfg.without_using_gate:
         asked = (
             as_argument(checkpoint),
             "target_sparsity=0.6",
             "cost=params",
             "droprate_init=0.05",
         )
-        lines = [("60 % fewer parameters", command_again(*asked))]
+        lines = [("60 % fewer parameters", command_again(cfg, *asked))]
     logs = shlex.quote(str(Path(cfg.output_dir) / "lightning_logs"))
     lines += [("curves", f"tensorboard --logdir {logs}")]
     lines += [("all runs in one table", f"python report.py {as_argument(cfg.output_dir, 'runs')}")]

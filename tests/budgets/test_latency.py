@@ -118,6 +118,26 @@ def test_measured_once(tmp_path, backend, monkeypatch):
     assert Clock(1, backend, 1, tmp_path / "new").layers(points) == times
 
 
+@pytest.mark.parametrize(
+    "content", ["[]", "3", "[" * 10**5, '{"a": "1"}', '{"a": -1}', '{"a": NaN}']
+)
+def test_a_cache_of_anything_else_is_measured_anew(clock, monkeypatch, content):
+    clock.file.write_text(content)
+    monkeypatch.setattr(Clock, "measure", lambda _, points: [2.0] * len(points))
+    points = {(Shape(()), 8, 10)}
+    assert clock.layers(points) == {point: 2.0 for point in points}
+    assert list(json.loads(clock.file.read_text()).values()) == [2.0]
+
+
+def test_a_cache_folder_that_cannot_be_is_said_before_measuring(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(Clock, "measure", lambda *_: pytest.fail("measured"))
+    (tmp_path / "file").write_text("in the way")
+    asked = ("target_speedup=2", "latency.backend=torch", f"latency.cache_dir={tmp_path}/file")
+    result = command("train.py", *SMALL, *asked, f"output_dir={tmp_path / 'out'}")
+    assert_one_line(result, f"latency.cache_dir={tmp_path}/file", "File exists")
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_interrupted_call_does_not_count():
     waits = iter([0.0, 0.01])
     assert seconds(lambda: time.sleep(next(waits, 0.0)), 0.02) < 0.002

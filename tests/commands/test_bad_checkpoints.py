@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SHORT, SMALL, assert_one_line, checkpoint_path, run_process
+from conftest import SHORT, SMALL, assert_one_line, checkpoint_path, run_here, run_process
 
 
 def flip_a_bit(path: Path) -> None:
@@ -137,6 +137,35 @@ def test_resume_one_cycle_with_other_length(command, tmp_path):
     )
     assert_one_line(result, "planned for 3 steps", "has 6", "trainer.max_epochs")
     assert last.read_bytes() == before
+
+
+@pytest.fixture(scope="module")
+def lenet(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("lenet")
+    assert run_here("train.py", *SMALL, f"output_dir={folder}") == 0
+    return checkpoint_path(folder)
+
+
+@pytest.mark.parametrize(
+    "arguments, what, hint",
+    [
+        ((), "lacks", "model=lenet5"),
+        (("model=resnet20",), "lacks", "model=lenet5"),
+        (("model=lenet5", "data.image_size=32"), "other widths", "data.image_size=16"),
+        (("data.image_size=32",), "lacks", "model=lenet5 data.image_size=16"),
+    ],
+)
+def test_what_to_choose_for_a_checkpoint(command, lenet, tmp_path, arguments, what, hint):
+    more = (f"ckpt_path={lenet}", f"output_dir={tmp_path}", *arguments)
+    result = command("train.py", *SHORT, *more)
+    assert_one_line(result, what)
+    assert result.err.strip().endswith(f"; it was trained with {hint}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_data_of_other_images(command, trained):
+    result = command("test.py", f"ckpt_path={trained['gated']}", "data=digits", "data.image_size=8")
+    assert_one_line(result, "shape (3, 8, 8)", "trained on (3, 16, 16)", "choose its data")
 
 
 def test_gated_checkpoint_for_a_network_without_gates(command, trained, tmp_path):

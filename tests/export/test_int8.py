@@ -84,6 +84,18 @@ class Outlier(nn.Sequential):
             self.second.weight[:, 0] *= 1e-5
 
 
+@pytest.mark.slow
+def test_that_of_an_earlier_cut_is_removed(command, gated, monkeypatch):
+    """Without int8=true the report does not tell of it."""
+    monkeypatch.setattr(compact_report, "BATCHES", FEW)
+    stale = gated.with_name("last_compact") / "compact.int8.onnx"
+    stale.parent.mkdir(exist_ok=True)
+    stale.write_text("of other weights")
+    result = command("compact.py", f"ckpt_path={gated}")
+    assert result.code == 0 and not stale.exists(), result.err
+    assert f"removed {stale}" in result.out
+
+
 def test_a_drop_is_a_warning_that_names_the_worst_layer(tmp_path, digits, capsys, monkeypatch):
     monkeypatch.setattr(int8, "ROUNDS", FEW)
     net = Outlier().eval()

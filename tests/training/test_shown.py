@@ -2,6 +2,7 @@
 
 import csv
 import re
+import shlex
 import types
 import warnings
 
@@ -9,9 +10,18 @@ import numpy as np
 import pytest
 import rich
 import torch
-from conftest import SMALL, assert_one_line, assert_quiet, events, run_folder, run_here
+from conftest import (
+    SMALL,
+    assert_one_line,
+    assert_quiet,
+    checkpoint_path,
+    events,
+    run_folder,
+    run_here,
+)
 from torch import nn
 
+from sparsereg.checkpoint import read_checkpoint
 from sparsereg.commands.command_line import quieten
 from sparsereg.model.basic_l0_blocks import prob_nonzero
 from sparsereg.training.guards import StillGates
@@ -38,6 +48,35 @@ def test_the_demo_says_what_pruning_costs_and_what_to_type_next(command, tmp_pat
     assert re.search(rf"test accuracy +│ +{reached} +│ +[\d.]+%", beside.out)
     assert "if cut" in beside.out and "version_1, trained without gates" in beside.out
     assert "compact.py ckpt_path=" in beside.out and "without_using_gate=true" not in beside.out
+
+
+def lines_to_go_on(out: str) -> list[str]:
+    return [line.strip() for line in out.partition("to go on:")[2].splitlines()]
+
+
+@pytest.mark.slow
+def test_a_resumed_run_names_what_its_checkpoint_decided(command, tmp_path):
+    """Network and data of the line that prunes it are those of the run."""
+    dense = (*SMALL, "without_using_gate=true", "scheduler.milestones=[3]", "seed=9")
+    assert command("train.py", *dense, f"output_dir={tmp_path}").code == 0
+    more = ("resume_training=true", "without_using_gate=true", "trainer.max_epochs=2")
+    result = command("train.py", f"ckpt_path={checkpoint_path(tmp_path)}", *more, "trainer=cpu")
+    [line] = [line for line in lines_to_go_on(result.out) if "target_sparsity=0.6" in line]
+    assert "model=lenet5" in line and "data=digits" in line and "seed=9" in line
+    assert command(*shlex.split(line)[1:], "trainer.enable_progress_bar=false").code == 0
+    old, new = (read_checkpoint(checkpoint_path(tmp_path, n))["sparsereg"] for n in (1, 2))
+    for group in ("data", "optimizer", "scheduler", "loss"):
+        assert new["config"][group] == old["config"][group]
+    assert new["network"]["name"] == "lenet5" and new["config"]["seed"] == 9
+
+
+@pytest.mark.slow
+def test_a_cut_network_is_not_offered_gates(command, tmp_path):
+    result = command("train.py", *SMALL, "finetune_epochs=1", f"output_dir={tmp_path}")
+    lines = lines_to_go_on(result.out)
+    assert not any("target_sparsity" in line for line in lines)
+    best = checkpoint_path(tmp_path, 1, "best.ckpt")
+    assert {f"python {name}.py ckpt_path={best}" for name in ("compact", "test")} <= {*lines}
 
 
 def test_a_terminal_of_80_columns(command, tmp_path):
