@@ -174,7 +174,7 @@ class ValueTracer(fx.Tracer):
             target, args = AS_ANOTHER[target], (args[0], *self.sizes(args[1]))
         if target in LISTS:
             args, kwargs = as_list(*args, **kwargs)
-        if target in SQUEEZES:
+        if kind != "call_module" and target in SQUEEZES:
             args, kwargs = squeezed(*args, **kwargs), {}
             if args[1] == ():
                 return args[0]

@@ -82,7 +82,7 @@ class L0Module(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch
         qz_loga = self.net.qz_loga() if self.gated else None
-        logits = self.train_net(images, *([qz_loga] if self.gated else []))
+        logits = self.train_net(images, **({"qz_loga": qz_loga} if self.gated else {}))
         ce = self.loss(images, logits, labels)
         loss = ce + self.penalty(qz_loga) if self.gated else ce
         self.train_acc.update(logits, labels)

@@ -85,6 +85,7 @@ ACCEPTED = {
     "squeeze": lambda: Rare(
         lambda n, x: n.e(x * x.mean((2, 3)).squeeze().view(-1, 8, 1, 1)), e=conv()
     ),
+    "a layer named squeeze": lambda: Rare(lambda n, x: n.squeeze(x), squeeze=conv()),
     "temperature": lambda: Rare(
         lambda n, x: x * n.temperature, temperature=nn.Parameter(torch.tensor(1.7))
     ),
