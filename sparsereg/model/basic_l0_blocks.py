@@ -61,7 +61,10 @@ def draw_gates(qz_loga: Tensor, num_masks: int, temperature: float = 2 / 3) -> T
 
 
 def multiply(x: Tensor, gates: Tensor, axis: int = 1) -> Tensor:
-    """`x` with its channels, along `axis`, multiplied by `gates`, (N or 1, C)."""
+    """`x` with its channels, along `axis`, multiplied by `gates`, (N or 1, C). Of several parts of
+    each image, windows say, k · N in the first dimension of `x`, k have one sample."""
+    if 1 < len(gates) != len(x):
+        gates = gates.repeat_interleave(len(x) // len(gates), dim=0)
     shape = [1] * x.dim()
     shape[0], shape[axis] = gates.shape
     return x * gates.view(shape).to(x.dtype)

@@ -145,14 +145,14 @@ def check_gate_names(net: nn.Module) -> None:
 
 
 def check_images(traced: fx.GraphModule) -> None:
-    """Raise UserError if a gate multiplies something else than one tensor for each image."""
+    """Raise UserError if a gate multiplies something else than one, or more, for each image."""
     [images] = traced.graph.find_nodes(op="placeholder")
     for node in traced.graph.find_nodes(op="call_module"):
         source = node.args[0]
         is_gate = isinstance(module_of(traced, node), L0Gate | SharedGates)
-        if is_gate and len(source.meta["value"]) != len(images.meta["value"]):
-            why = ": gates are drawn for each image, and it joins or divides images: use "
-            refuse(traced, source, f"{why}sampling=per_batch, or exclude it")
+        if is_gate and len(source.meta["value"]) % len(images.meta["value"]):
+            why = ": gates are drawn for each image, and it joins images: use sampling=per_batch"
+            refuse(traced, source, f"{why}, or exclude it")
 
 
 def is_chosen(name: str, include: list[str], exclude: list[str]) -> bool:

@@ -86,6 +86,11 @@ ACCEPTED = {
         lambda n, x: n.e(x * x.mean((2, 3)).squeeze().view(-1, 8, 1, 1)), e=conv()
     ),
     "a layer named squeeze": lambda: Rare(lambda n, x: n.squeeze(x), squeeze=conv()),
+    "two crops in one batch": lambda: Rare(
+        lambda n, x: sum(F.relu(n.f(F.relu(n.e(torch.cat([x, 2 * x], 0))))).chunk(2, 0)),
+        e=conv(),
+        f=conv(),
+    ),
     "temperature": lambda: Rare(
         lambda n, x: x * n.temperature, temperature=nn.Parameter(torch.tensor(1.7))
     ),
@@ -113,7 +118,13 @@ ACCEPTED = {
 
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_exact(name, tmp_path):
-    assert_exact(insert(ACCEPTED[name]()), tmp_path / "net.pt")
+    gated = insert(ACCEPTED[name]())
+    assert_exact(gated, tmp_path / "net.pt")
+    gated.double().train()
+    for gate in gate_layers(gated).values():
+        gate.qz_loga.data.zero_()
+    gated(examples()).square().sum().backward()
+    assert all(gate.qz_loga.grad.abs().sum() > 0 for gate in gate_layers(gated).values())
 
 
 def test_closed_attention_of_two_branches():

@@ -20,10 +20,6 @@ class Logs(Rare):
         return self.fc(F.relu(self.b(y * z)).mean((2, 3)) + x.log().mean((1, 2, 3)).view(-1, 1))
 
 
-def two_crops(n, x):
-    return sum(n.e(torch.cat([x, 2 * x], 0)).chunk(2, 0))
-
-
 def hooked() -> Rare:
     net = Rare(lambda n, x: x)
     net.b.weight.register_hook(lambda gradient: 0 * gradient)
@@ -39,9 +35,11 @@ REFUSED = {
         lambda: Rare(lambda n, x: x * (2 if x.shape[0] == 1 else 1)),
         r"test_refused_code\.py line .* depends on the number of images",
     ),
-    "two crops in one batch": (
-        lambda: Rare(two_crops, e=conv()),
-        r"test_refused_code\.py line .*joins or divides images: use sampling=per_batch",
+    "the mean of all images": (
+        lambda: Rare(
+            lambda n, x: x + F.relu(n.f(F.relu(n.e(x.mean(0, keepdim=True))))), e=conv(), f=conv()
+        ),
+        r"test_refused_code\.py line .*joins images: use sampling=per_batch",
     ),
     "a word of torch.fx": (lambda: Rare(lambda n, x: n.graph(x), graph=conv()), "graph.*rename"),
     "a parameter named gates": (
