@@ -41,6 +41,12 @@ def test_a_folder_has_at_most_twelve_files(folder):
     assert len(list(folder.glob("*.py"))) <= MOST
 
 
+def test_each_file_of_tests_has_its_own_name():
+    """pytest imports them by it."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py")]
+    assert sorted(names) == sorted({*names})
+
+
 def test_no_import_runs_in_a_circle():
     waiting = {name: imports_at_load(file) - {name} for name, file in MODULES.items()}
     assert any("sparsereg.checkpoint" in imported for imported in waiting.values())
