@@ -1,7 +1,7 @@
 """Draws docs/lenet5.svg: what is left of a LeNet-5, its first filters, and from where in the image
 it still reads features.
 
-    python docs/figures/lenet5.py CHECKPOINT    # with gates, or a compact file
+    python -m docs.figures.lenet5 CHECKPOINT    # with gates, or a compact file
 """
 
 import sys
