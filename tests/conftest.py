@@ -36,6 +36,7 @@ QUIET = {  # of a Trainer that a test makes itself
     "use_distributed_sampler": False,
 }
 SMALL = (*SHORT, "model=lenet5")  # a fifth of the time, for what is not about GoogleNet
+TEACHABLE = (*SMALL, "trainer.limit_train_batches=39", "optimizer.lr=3e-3")  # it learns something
 TIPS = re.compile("💡|[Tt]ip:|[Ww]arning|WARNING|INFO|it/s|v_num")
 
 torch.set_num_threads(1)  # two test processes share two cores
@@ -149,6 +150,15 @@ def trained(tmp_path_factory) -> dict[str, Path]:
         assert run_here("train.py", *SHORT, *settings) == 0
         paths[name] = checkpoint_path(folder)
     return paths
+
+
+@pytest.fixture(scope="session")
+def dense(tmp_path_factory) -> Path:
+    """Checkpoint of a network without gates that has learnt something."""
+    folder = tmp_path_factory.mktemp("dense")
+    length = ("trainer.max_epochs=2", "without_using_gate=true", f"output_dir={folder}")
+    assert run_here("train.py", *TEACHABLE, *length) == 0
+    return checkpoint_path(folder, name="best.ckpt")
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import (  # torch has no public name for it
 from torch.fx.proxy import TraceError
 from torch.utils._pytree import tree_map, tree_map_only
 
+from sparsereg.graph.layers import in_eval_mode
 from sparsereg.graph.operations import known_shape
 from sparsereg.graph.rewrites import as_list, squeezed
 
@@ -289,15 +290,3 @@ def is_tensor(value: Any) -> bool:
 
 def zeros_like(tensor: Tensor) -> Tensor:
     return torch.zeros(tensor.shape, dtype=tensor.dtype)
-
-
-def in_eval_mode(module: nn.Module, args: tuple, kwargs: dict) -> Any:
-    """Its result where it changes no statistics, which has the same shape."""
-    modes = {part: part.training for part in module.modules()}
-    try:
-        for part in modes:
-            part.training = False
-        return module.forward(*args, **kwargs)
-    finally:
-        for part, training in modes.items():
-            part.training = training

@@ -9,7 +9,7 @@ from unittest.mock import patch
 import pytest
 import pytorch_lightning as pl
 import torch
-from conftest import SMALL, assert_one_line, checkpoint_path, run_here
+from conftest import SMALL, TEACHABLE, assert_one_line, run_here
 
 from sparsereg.budgets.max_drop import Trial, candidates, next_target
 from sparsereg.budgets.paired import Drop, paired_drop
@@ -17,17 +17,7 @@ from sparsereg.checkpoint import load, read_checkpoint
 from sparsereg.sparsity.size import measure
 from sparsereg.training.results import evaluate
 
-TEACHABLE = (*SMALL, "trainer.limit_train_batches=39", "optimizer.lr=3e-3")
 SEARCH = ("cost=params", "droprate_init=0.05", "trainer.max_epochs=2", "probes=2")
-
-
-@pytest.fixture(scope="module")
-def dense(tmp_path_factory) -> Path:
-    """Checkpoint of a network without gates."""
-    folder = tmp_path_factory.mktemp("dense")
-    length = ("trainer.max_epochs=2", "without_using_gate=true", f"output_dir={folder}")
-    assert run_here("train.py", *TEACHABLE, *length) == 0
-    return checkpoint_path(folder, name="best.ckpt")
 
 
 def trial(target: float, bound: float) -> Trial:

@@ -3,10 +3,9 @@
 import json
 import shlex
 import signal
-from pathlib import Path
 
 import pytest
-from conftest import SMALL, assert_one_line, checkpoint_path, run_here, summary
+from conftest import SMALL, TEACHABLE, assert_one_line, checkpoint_path, run_here, summary
 
 from sparsereg.budgets.max_drop import write_found
 from sparsereg.budgets.runs import keep_earlier
@@ -15,17 +14,6 @@ from sparsereg.commands.command_line import stop
 from sparsereg.export.formats import cut_file
 from sparsereg.sparsity.size import measure
 from sparsereg.training.saving import BestAndLast
-
-TEACHABLE = (*SMALL, "trainer.limit_train_batches=39", "optimizer.lr=3e-3")
-
-
-@pytest.fixture(scope="module")
-def dense(tmp_path_factory) -> Path:
-    """Checkpoint of a network without gates."""
-    folder = tmp_path_factory.mktemp("dense")
-    length = ("trainer.max_epochs=2", "without_using_gate=true", f"output_dir={folder}")
-    assert run_here("train.py", *TEACHABLE, *length) == 0
-    return checkpoint_path(folder, name="best.ckpt")
 
 
 def test_what_another_search_found_is_kept(tmp_path, capsys):
