@@ -35,6 +35,7 @@ def check_settings(cfg: DictConfig, overrides: list[str], complete: bool = True)
     if "trainer" not in cfg:  # those of report.py
         return
     check_validation(cfg)
+    check_clipping(cfg)
     check_finetuning(cfg)
     check_gates(cfg)
     check_latency(cfg)
@@ -75,6 +76,16 @@ def check_validation(cfg: DictConfig) -> None:
         raise UserError(
             f"trainer.check_val_every_n_epoch={every} must be at most trainer.max_epochs={epochs}: "
             "without validation there is no best.ckpt"
+        )
+
+
+def check_clipping(cfg: DictConfig) -> None:
+    """In half precision gradients are scaled, and a fused optimizer knows that too late."""
+    trainer = cfg.trainer
+    if trainer.gradient_clip_val and trainer.precision == "16-mixed" and cfg.optimizer.get("fused"):
+        raise UserError(
+            f"trainer.gradient_clip_val={trainer.gradient_clip_val} with trainer.precision=16-mixed "
+            "needs optimizer.fused=false; or use bf16-mixed"
         )
 
 

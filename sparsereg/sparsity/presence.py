@@ -5,7 +5,7 @@ gates behind its readers is open. Whether those are read in turn is not asked ag
 only if all gates of some bottleneck are closed, and then the image no longer reaches what reads it.
 """
 
-from functools import cache, reduce
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -30,10 +30,6 @@ class Presence(NamedTuple):
     gate: int
     readers: frozenset[int]
 
-    def condition(self) -> frozenset[int]:
-        """Gates of which one is open whenever the channel is there."""
-        return self.readers if self.gate == NO_GATE else frozenset([self.gate])
-
 
 class Presences:
     """The `Presence` of each channel of each tensor in a traced network.
@@ -41,10 +37,12 @@ class Presences:
     Attributes:
         of: for each node, the numbers of its channels' presences, (C,).
         table: the presence of each number; None for a channel that nothing reads.
+        conditions: of each number, gates of which one is open whenever the channel is there.
     """
 
     def __init__(self, channels: ChannelGraph):
         self.table: list[Presence | None] = [None]
+        self.conditions: list[frozenset[int]] = [frozenset()]
         self.numbers: dict[Presence, int] = {}
         self.sets: dict[frozenset[int], frozenset[int]] = {}
         self.union = cache(self.union)  # large sets come again and again
@@ -65,25 +63,26 @@ class Presences:
         if presence not in self.numbers:
             self.numbers[presence] = len(self.table)
             self.table.append(presence)
+            gate, readers = presence
+            self.conditions.append(readers if gate == NO_GATE else frozenset([gate]))
         return self.numbers[presence]
 
     def read(self, gates: Tensor, layer: Tensor | None) -> Tensor:
         """A layer reads what is not zero, if any of its own channels is there."""
         if layer is None:
             return torch.full_like(gates, ALWAYS)
-        conditions = [self.table[n].condition() for n in layer.unique().tolist() if n != NEVER]
-        if not conditions:
+        if not (layer != NEVER).any():
             return torch.full_like(gates, NEVER)
-        readers = reduce(self.union, conditions)
-        numbers = {ALWAYS_ZERO: NEVER}
+        readers, numbers = self.one_open(layer), {ALWAYS_ZERO: NEVER}
         for gate in gates.unique().tolist():
             numbers.setdefault(gate, self.number(Presence(gate, readers)))
         return torch.tensor([numbers[gate] for gate in gates.tolist()])
 
     def within(self, carried: Tensor, asked: Tensor) -> Tensor:
         """What an operation takes along is there only while something reads its result."""
-        conditions = [self.table[n].condition() for n in asked.unique().tolist() if n != NEVER]
-        readers, numbers = reduce(self.union, conditions), {NEVER: NEVER}
+        readers, numbers = self.one_open(asked), {NEVER: NEVER}
+        if readers == {NO_GATE}:
+            return carried
         for number in carried.unique().tolist():
             gate, others = self.table[number] or (NO_GATE, frozenset())
             if others == {NO_GATE} or readers < others:
@@ -102,21 +101,27 @@ class Presences:
 
     def either(self, first: Tensor, second: Tensor) -> Tensor:
         """What two readers need together."""
-        pairs, places = torch.stack([first, second], dim=1).unique(dim=0, return_inverse=True)
-        return torch.tensor([self.one_of(a, b) for a, b in pairs.tolist()])[places]
+        found = torch.maximum(first, second)  # right where one is NEVER, and where both are equal
+        differ = (first != second) & (torch.minimum(first, second) != NEVER)
+        pairs = zip(first[differ].tolist(), second[differ].tolist(), strict=True)
+        found[differ] = torch.tensor([self.one_of(a, b) for a, b in pairs], dtype=found.dtype)
+        return found
 
     def one_of(self, a: int, b: int) -> int:
-        if NEVER in (a, b) or a == b:
-            return max(a, b)
         first, second = self.table[a], self.table[b]
         if first.gate == second.gate:
             return self.number(Presence(first.gate, self.union(first.readers, second.readers)))
-        return self.number(Presence(NO_GATE, self.union(first.condition(), second.condition())))
+        return self.number(Presence(NO_GATE, self.union(self.conditions[a], self.conditions[b])))
 
-    def union(self, a: frozenset[int], b: frozenset[int]) -> frozenset[int]:
+    def one_open(self, numbers: Tensor) -> frozenset[int]:
+        """Gates of which one is open whenever one of these channels is there."""
+        return self.union(*(self.conditions[n] for n in numbers.unique().tolist() if n != NEVER))
+
+    def union(self, *sets: frozenset[int]) -> frozenset[int]:
         """`NO_GATE` is always open, so beside it the others do not matter. Equal sets are one
         object, which is fast to compare."""
-        both = frozenset([NO_GATE]) if NO_GATE in a or NO_GATE in b else a | b
+        both = frozenset().union(*sets)
+        both = frozenset([NO_GATE]) if NO_GATE in both else both
         return self.sets.setdefault(both, both)
 
     def may_be_constant(self, channels: ChannelGraph, layer: fx.Node) -> None:

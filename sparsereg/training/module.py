@@ -119,6 +119,16 @@ class L0Module(pl.LightningModule):
             self.objective.done = self.trainer.global_step
             self.objective.settle_in_time()
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        # Lightning refuses fused optimizers in bfloat16 too, where no gradients are scaled
+        if gradient_clip_val:
+            nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.gated:
             self.objective.before_step()

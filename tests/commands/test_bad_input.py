@@ -117,6 +117,11 @@ def test_what_asks_for_nothing_needs_nothing(command, tmp_path):
     assert result.code == 0, result.err
 
 
+def test_clipping_scaled_gradients(command):
+    result = command("train.py", "trainer.precision=16-mixed", "trainer.gradient_clip_val=1")
+    assert_one_line(result, "trainer.gradient_clip_val=1", "16-mixed", "optimizer.fused=false")
+
+
 def test_flags_may_follow_settings(command):
     result = command("train.py", "seed=1,2", "-m", "lambda_l0=-1")
     assert result.code == 1 and result.err.count("error: lambda_l0=-1") == 1, result.err

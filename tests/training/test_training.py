@@ -117,6 +117,30 @@ def test_loss_weights(command, tmp_path):
     assert log.Scalars("train/loss")[0].value == log.Scalars("train/ce")[0].value
 
 
+def test_gradients_are_clipped_by_their_norm(command, dense, tmp_path):
+    """In bfloat16 and with a fused optimizer, as on a processor that has it. Plain steps of rate 1
+    are as long as the gradients."""
+    plain = ("optimizer=sgd", "optimizer.lr=1.0", "optimizer.momentum=0", "optimizer.nesterov=false")
+    result = command(
+        "train.py",
+        *SMALL,
+        *plain,
+        f"ckpt_path={dense}",
+        "without_using_gate=true",
+        "optimizer.weight_decay=0",
+        "trainer.limit_train_batches=1",
+        "trainer.precision=bf16-mixed",
+        "trainer.gradient_clip_val=0.01",
+        f"output_dir={tmp_path}",
+    )
+    assert result.code == 0, result.err
+    before, after = (
+        torch.cat([tensor.flatten() for tensor in read_checkpoint(path)["state_dict"].values()])
+        for path in (dense, checkpoint_path(tmp_path))
+    )
+    assert (after - before).norm() == pytest.approx(0.01, rel=1e-3)
+
+
 def test_gates_have_their_own_rate_and_no_decay(command, tmp_path):
     result = command("train.py", *SMALL, "gate_lr=0.05", "optimizer=sgd", f"output_dir={tmp_path}")
     assert result.code == 0, result.err
