@@ -84,8 +84,8 @@ def check_clipping(cfg: DictConfig) -> None:
     trainer = cfg.trainer
     if trainer.gradient_clip_val and trainer.precision == "16-mixed" and cfg.optimizer.get("fused"):
         raise UserError(
-            f"trainer.gradient_clip_val={trainer.gradient_clip_val} with trainer.precision=16-mixed "
-            "needs optimizer.fused=false; or use bf16-mixed"
+            f"trainer.gradient_clip_val={trainer.gradient_clip_val} with 16-mixed needs "
+            "optimizer.fused=false; or use trainer.precision=bf16-mixed"
         )
 
 

@@ -14,10 +14,11 @@ from torchvision.ops import StochasticDepth
 
 from sparsereg.errors import UserError
 from sparsereg.graph.operations import BATCH_NORMS, CONVOLUTIONS, MODULES, is_layer
-from sparsereg.model.layers import SameConv2d
+from sparsereg.model.layers import FrozenBatchNorm, SameConv2d
 
 # by name: the library that has them need not be there
 STOCHASTIC_DEPTH = ("timm.layers.drop.DropPath",)
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, StochasticDepth)
 LAYERS = (nn.Linear, *CONVOLUTIONS)
 
 
@@ -44,18 +45,31 @@ def behind(module: nn.Module) -> list[nn.Module]:
 
 
 def plain_copy(net: nn.Module) -> nn.Module:
-    """A copy in eval mode, in which every weight is explicit.
+    """A copy in eval mode, in which every weight is explicit, and so is what stays in eval mode
+    when the network trains.
 
     Raises:
         UserError: it cannot be copied.
     """
     net = copied(net)
+    net.train()
+    frozen = [name for name, module in net.named_modules() if not module.training]
     net.eval()
     simplify(net)
+    freeze(net, frozen)
     for name, module in [*net.named_modules()]:
         if is_layer(module) and type(module) not in MODULES and (plain := explicit(module)):
             net.set_submodule(name, plain)
     return net
+
+
+def freeze(net: nn.Module, names: list[str]) -> None:
+    for name in names:
+        module = net.get_submodule(name)
+        if type(module) in BATCH_NORMS:
+            module.__class__ = FrozenBatchNorm
+        elif type(module) in DROPOUTS:
+            net.set_submodule(name, nn.Identity())
 
 
 def copied(net: nn.Module) -> nn.Module:

@@ -18,12 +18,13 @@ from sparsereg.model.layers import (
     ChannelScale,
     ChannelSelect,
     ChannelShift,
+    FrozenBatchNorm,
     ImageShape,
     MaxPool,
     SameConv2d,
 )
 
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNorm)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNorm, FrozenBatchNorm)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 

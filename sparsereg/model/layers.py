@@ -29,6 +29,16 @@ class BatchNorm(nn.BatchNorm2d):
         )
 
 
+class FrozenBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """BatchNorm of any number of dimensions that keeps its statistics, in training too."""
+
+    def train(self, mode: bool = True) -> "FrozenBatchNorm":
+        return super().train(False)
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        pass
+
+
 def normalise(xs: Sequence[Tensor], norms: Sequence[BatchNorm], act_fn: nn.Module) -> Tensor:
     """The activation of the BatchNorms of all `xs`, concatenated: (N, sum of widths, H, W).
 

@@ -1,6 +1,7 @@
 """What people's networks do now and then: the same outputs after the cut, folded, and from a file;
 or a line that says why not."""
 
+import copy
 import random
 import re
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from sparsereg.compact import compact, fold
 from sparsereg.errors import UserError
 from sparsereg.export.formats import export
 from sparsereg.model.basic_l0_blocks import gate_layers
+from sparsereg.surgery.plain_graph import build, describe
 
 
 def assert_exact(gated: nn.Module, path) -> None:
@@ -244,3 +246,34 @@ def test_images_of_other_than_three_dimensions_have_no_file(tmp_path):
     gated = sparsereg.insert_gates(net, torch.zeros(1, 3, 16), show=False)
     with pytest.raises(UserError, match=re.escape("image_shape=(3, 16) must be (C, H, W)")):
         sparsereg.save(gated, tmp_path / "net.pt", (3, 16), "abcde", [0.0] * 3, [1.0] * 3)
+
+
+class Frozen(nn.Sequential):
+    """A part that takes no part in training."""
+
+    def train(self, mode: bool = True) -> "Frozen":
+        return super().train(False)
+
+
+def test_what_is_frozen_stays_frozen_when_it_is_cut():
+    torch.manual_seed(0)
+    backbone = Frozen(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5))
+    head = nn.Sequential(conv(), nn.BatchNorm2d(8), nn.ReLU())
+    net = nn.Sequential(backbone, head, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    gated = sparsereg.insert_gates(net, torch.zeros(1, 3, 9, 9), show=False)
+    with torch.no_grad():
+        for gate in gate_layers(gated).values():
+            gate.qz_loga[:] = torch.tensor([-10.0, 10.0]).repeat(4)
+    small = compact(gated)
+    again = build(describe(small))  # as from a file
+    again.load_state_dict(small.state_dict())
+    x = torch.randn(8, 3, 9, 9) + 3
+    for each in (small, again):
+        each.train()
+        before = copy.deepcopy(each.state_dict())
+        with torch.no_grad():
+            one, other = each(x), each(x)
+        moved = {n for n, t in each.state_dict().items() if not torch.equal(t, before[n])}
+        assert moved == {f"1.1.{n}" for n in ("running_mean", "running_var", "num_batches_tracked")}
+        assert torch.equal(one, other)  # no dropout
+    assert_same(small.eval()(x), fold(small)(x), 1e-5)

@@ -120,7 +120,7 @@ def test_loss_weights(command, tmp_path):
 def test_gradients_are_clipped_by_their_norm(command, dense, tmp_path):
     """In bfloat16 and with a fused optimizer, as on a processor that has it. Plain steps of rate 1
     are as long as the gradients."""
-    plain = ("optimizer=sgd", "optimizer.lr=1.0", "optimizer.momentum=0", "optimizer.nesterov=false")
+    plain = ("optimizer=sgd", "optimizer.lr=1", "optimizer.momentum=0", "optimizer.nesterov=false")
     result = command(
         "train.py",
         *SMALL,
