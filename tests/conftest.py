@@ -110,6 +110,12 @@ def run_here(script: str, *arguments: str) -> int:
     return 0
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Weights and gates that a test draws are the same each time, whatever ran before it."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def command(capfd):
     """`run_here` with what it prints."""

@@ -151,6 +151,7 @@ def without_choice(steps: list[fx.Node], axis: int) -> tuple[tuple, dict] | None
 def padded(node: fx.Node, flow: Flow, shape: torch.Size) -> Move | None:
     """`F.pad` of positions, or of channels with zeros."""
     args, kwargs = arguments(node)
+    own = [*(node.args[1] if len(args) > 1 else node.kwargs["pad"])]  # perhaps by the image's size
     pads = [*(args[1] if len(args) > 1 else kwargs["pad"])]
     mode = args[2] if len(args) > 2 else kwargs.get("mode", "constant")
     value = args[3] if len(args) > 3 else kwargs.get("value", 0)
@@ -160,8 +161,9 @@ def padded(node: fx.Node, flow: Flow, shape: torch.Size) -> Move | None:
     zeros = mode == "constant" and value in (0, None)
     if (before, after) == (0, 0) and (zeros or mode != "constant"):
         return Move(order, flow.axis, flow.repeat, stays=True)
-    if not zeros or min(before, after) < 0 or flow.repeat != 1:
+    fixed = not any(isinstance(n, fx.Node) for n in own[place : place + 2])
+    if not zeros or min(before, after) < 0 or flow.repeat != 1 or not fixed:
         return None
     order = torch.cat([torch.full((before,), -1), order, torch.full((after,), -1)])
-    pads[place : place + 2] = [0, 0]
-    return Move(order, flow.axis, 1, False, ((node.args[0], pads), {}) if any(pads) else None)
+    own[place : place + 2] = [0, 0]
+    return Move(order, flow.axis, 1, False, ((node.args[0], own), {}) if any(own) else None)

@@ -8,16 +8,18 @@ from enum import Enum, auto
 from keyword import iskeyword
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.proxy import TraceError
 
 from sparsereg.errors import UserError
 from sparsereg.model.basic_l0_blocks import L0Gate
 
 NO_GATE = 0  # gates count from 1
 ALWAYS_ZERO = -1  # in place of a gate: a channel that is padding
+AUTOCAST = ("cpu", "cuda")  # devices that compute in another precision within torch.autocast
 EMPTY = fx.GraphModule(nn.Module(), fx.Graph())  # has the attributes that no layer can be
 # code that is not the network's: torch's, and what traces it
 NOT_THEIRS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
@@ -154,8 +156,19 @@ def check_names(graph: fx.Graph) -> None:
                 raise UserError(f"{node.target}{where} is named by a word of {whose}: rename it")
 
 
-def check_hooks(net: nn.Module) -> None:
-    """Raise UserError where a hook may change what a layer reads or gives, or a gradient."""
+def check_modules(net: nn.Module) -> None:
+    """Raise UserError where a module is no Python code, or a hook may change what it reads or
+    gives, or a gradient."""
+    for name, module in net.named_modules():
+        what = f"{name or 'the network'} ({type(module).__name__})"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UserError(f"{what} is TorchScript: use the module that it was made from")
+        if hasattr(module, "_orig_mod"):  # of torch.compile
+            raise UserError(f"{what} is compiled: insert gates first, and compile what comes out")
+    if "forward" in vars(net):
+        raise UserError(
+            f"the forward of the network ({type(net).__name__}) is not that of its class"
+        )
     for name, parameter in net.named_parameters():
         if parameter._backward_hooks:
             raise UserError(f"{name} has a hook on its gradient: register it behind the gates")
@@ -167,3 +180,16 @@ def check_hooks(net: nn.Module) -> None:
                 f"{name or 'the network'} ({type(module).__name__}) has a hook ({hook}), which may "
                 "change what it computes: remove it, or use torch.nn.utils.parametrizations"
             )
+
+
+def check_context(target: Any, args: tuple) -> None:
+    """Raise TraceError for what holds while the code runs, and is not in a graph."""
+    if not torch.is_grad_enabled() or (target is getattr and args[1] == "data"):
+        raise TraceError(
+            "it keeps gradients back (torch.no_grad, .data, an autograd.Function), without which "
+            "no gate can learn: set requires_grad=False on parameters that are not to learn"
+        )
+    if any(torch.is_autocast_enabled(device) for device in AUTOCAST):
+        raise TraceError(
+            "it computes in another precision (torch.autocast): leave that to whoever calls it"
+        )

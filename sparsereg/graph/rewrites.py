@@ -1,5 +1,6 @@
 """Operations that the graph has in another form: those that work in place, whose results are what
-later operations read, and calls whose arguments can be written in several ways."""
+later operations read, calls whose arguments can be written in several ways, and what is put in the
+place of others."""
 
 import operator
 
@@ -8,6 +9,7 @@ from torch import Tensor, fx, nn
 
 from sparsereg.graph.nodes import module_of, refuse
 from sparsereg.graph.operations import Kind, kind_of
+from sparsereg.model.layers import ImageShape
 
 
 def replace_in_place(traced: fx.GraphModule) -> None:
@@ -86,3 +88,36 @@ def as_list(tensors, *others, **named) -> tuple[tuple, dict]:
     if "axis" in named:
         named["dim"] = named.pop("axis")
     return ([*tensors], *others), named
+
+
+def use_results(traced: fx.GraphModule, node: fx.Node, result: object) -> None:
+    """In place of the result of `node`, or of the parts of it that are taken."""
+    if isinstance(result, fx.Node):
+        node.replace_all_uses_with(result)
+        return
+    for user in list(node.users):
+        if user.target is not operator.getitem or not isinstance(user.args[1], int):
+            refuse(traced, node, ": its code looks at values, and its results are used together")
+        user.replace_all_uses_with(result[user.args[1]])
+        traced.graph.erase_node(user)
+
+
+def hold_shape(traced: fx.GraphModule, example: Tensor, net: nn.Module) -> tuple[str, nn.Module]:
+    """Let the graph refuse images of another size, by a layer, which is returned with its name, one
+    that `net` does not have."""
+    [images] = traced.graph.find_nodes(op="placeholder")
+    layer = ImageShape(example.shape[1:])
+    name = free_name(net, "image_shape")
+    traced.add_submodule(name, layer)
+    with traced.graph.inserting_after(images):
+        node = traced.graph.call_module(name, (images,))
+    node.meta["value"] = images.meta["value"]
+    images.replace_all_uses_with(node, delete_user_cb=lambda user: user is not node)
+    traced.recompile()
+    return name, layer
+
+
+def free_name(net: nn.Module, name: str) -> str:
+    while hasattr(net, name):
+        name += "_"
+    return name

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode  # torch has no public 
 from sparsereg.errors import UserError
 from sparsereg.graph.layers import behind, computing_layers, simplify
 from sparsereg.graph.nodes import (
-    check_hooks,
+    check_modules,
     check_names,
     first_line,
     module_at,
@@ -19,11 +19,10 @@ from sparsereg.graph.nodes import (
     stopped_at,
 )
 from sparsereg.graph.operations import MODULES, is_layer
-from sparsereg.graph.rewrites import replace_in_place
+from sparsereg.graph.rewrites import hold_shape, replace_in_place, use_results
 from sparsereg.graph.values import ValueTracer
 from sparsereg.model.basic_l0_blocks import L0Gate
 from sparsereg.model.gated import GatedNetwork
-from sparsereg.model.layers import ImageShape
 
 SIZES = (32, 8, 224, 64, 16, 28, 96, 128, 256, 299)  # of images, tried where there is no example
 GROWTH = 32  # pixels by which another image differs
@@ -59,7 +58,7 @@ def trace(net: nn.Module, example: Tensor | None = None) -> fx.GraphModule:
         return traced
     if isinstance(net, fx.GraphModule) and has_values(net):
         return net
-    check_hooks(net)
+    check_modules(net)
     simplify(net)
     example = example_for(net, example)
     traced, decided = record(net, example, opaque=set())
@@ -196,7 +195,7 @@ def open_up(traced: fx.GraphModule) -> None:
         for new in traced.graph.nodes:
             if new not in before and new.op in ("call_module", "get_attr"):
                 new.target = f"{node.target}.{new.target}"
-        node.replace_all_uses_with(result)
+        use_results(traced, node, result)
         traced.graph.erase_node(node)
     traced.recompile()
 
@@ -266,24 +265,3 @@ def same_elsewhere(net: nn.Module, example: Tensor, traced: fx.GraphModule) -> b
     except UserError:
         return False
     return signature(other) == signature(traced)
-
-
-def hold_shape(traced: fx.GraphModule, example: Tensor, net: nn.Module) -> tuple[str, nn.Module]:
-    """Let the graph refuse images of another size, by a layer, which is returned with its name, one
-    that `net` does not have."""
-    [images] = traced.graph.find_nodes(op="placeholder")
-    layer = ImageShape(example.shape[1:])
-    name = free_name(net, "image_shape")
-    traced.add_submodule(name, layer)
-    with traced.graph.inserting_after(images):
-        node = traced.graph.call_module(name, (images,))
-    node.meta["value"] = images.meta["value"]
-    images.replace_all_uses_with(node, delete_user_cb=lambda user: user is not node)
-    traced.recompile()
-    return name, layer
-
-
-def free_name(net: nn.Module, name: str) -> str:
-    while hasattr(net, name):
-        name += "_"
-    return name

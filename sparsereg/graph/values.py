@@ -8,6 +8,7 @@ import logging
 import operator
 import random
 from collections.abc import Callable, Iterator
+from inspect import Parameter
 from types import FunctionType
 from typing import Any
 
@@ -22,18 +23,21 @@ from torch.fx.proxy import TraceError
 from torch.utils._pytree import tree_map, tree_map_only
 
 from sparsereg.graph.layers import in_eval_mode
+from sparsereg.graph.nodes import AUTOCAST, check_context
 from sparsereg.graph.operations import known_shape
 from sparsereg.graph.rewrites import as_list, squeezed
 
+VARIADIC = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 LISTS = (torch.cat, torch.concat, torch.stack, torch.hstack, torch.vstack)
 NEW = ("new_zeros", "new_ones", "new_full")  # tensors that the code may write into
-AUTOCAST = ("cpu", "cuda")  # devices that compute in another precision within torch.autocast
 SQUEEZES = (torch.squeeze, "squeeze", "squeeze_")
 AS_ANOTHER = {"expand_as": "expand", "view_as": "view", "reshape_as": "reshape"}
 
 
 class Value(fx.Proxy):
     """A number, shape or tensor of the network, and its value for the example."""
+
+    __array_ufunc__ = None  # NumPy's numbers leave it to compute with them
 
     def __getattr__(self, name: str) -> Any:
         value = self.node.meta["value"]
@@ -124,7 +128,9 @@ class ValueTracer(fx.Tracer):
     # What is recorded
 
     def create_args_for_root(self, root_fn, is_module, concrete_args=None):
-        name = [*inspect.signature(inspect.unwrap(root_fn)).parameters][1]
+        parameters = [*inspect.signature(inspect.unwrap(root_fn)).parameters.values()]
+        named = parameters[1:] and parameters[1].kind not in VARIADIC
+        name = parameters[1].name if named else "x"  # it takes *images, as a decorator may
         return root_fn, [self.root, self.create_proxy("placeholder", name, (), {})]
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
@@ -167,6 +173,10 @@ class ValueTracer(fx.Tracer):
             args, kwargs = (*args, *kwargs.values()), {}
             if len(args) == 1:
                 return self.sizes(args[0])
+        if kind == "call_method" and target in ("to", "contiguous"):  # which format: no matter here
+            kwargs = {key: value for key, value in kwargs.items() if key != "memory_format"}
+            if target == "to" and len(args) == 1 and not kwargs:
+                return args[0]
         if kind == "call_method" and target in NEW:
             like = torch.empty(0, dtype=args[0].node.meta["value"].dtype)
             rest, named = tree_map(self.number, (args[1:], dict(kwargs)))
@@ -265,19 +275,6 @@ def random_state() -> tuple:
     name, keys, *others = np.random.get_state()
     numpy = name, keys.tobytes(), *others
     return random.getstate(), numpy, torch.get_rng_state().numpy().tobytes()
-
-
-def check_context(target: Any, args: tuple) -> None:
-    """Raise TraceError for what holds while the code runs, and is not in a graph."""
-    if not torch.is_grad_enabled() or (target is getattr and args[1] == "data"):
-        raise TraceError(
-            "it keeps gradients back (torch.no_grad, .data), without which no gate can learn: set "
-            "requires_grad=False on parameters that are not to learn"
-        )
-    if any(torch.is_autocast_enabled(device) for device in AUTOCAST):
-        raise TraceError(
-            "it computes in another precision (torch.autocast): leave that to whoever calls it"
-        )
 
 
 def is_theirs(function: FunctionType) -> bool:

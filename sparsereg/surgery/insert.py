@@ -11,9 +11,10 @@ from torch import Tensor, fx, nn
 from sparsereg.errors import UserError
 from sparsereg.graph.channels import ChannelGraph
 from sparsereg.graph.layers import copied, plain_copy
-from sparsereg.graph.nodes import check_hooks, module_of, refuse
+from sparsereg.graph.nodes import check_modules, module_of, refuse
 from sparsereg.graph.operations import is_layer
-from sparsereg.graph.tracing import free_name, trace
+from sparsereg.graph.rewrites import free_name
+from sparsereg.graph.tracing import trace
 from sparsereg.model.basic_l0_blocks import GATES, L0Gate, SharedGates
 from sparsereg.model.gated import GatedNetwork
 from sparsereg.surgery.coupling import Coupling, Read, couple, input_gate, start_anew
@@ -92,8 +93,8 @@ def place_gates(
     """What `insert_gates` does, without its last comparison; `example`: see `trace`."""
     if any(isinstance(module, L0Gate) for module in net.modules()):
         raise UserError(f"{type(net).__name__} has gates already")
+    check_modules(net)  # a copy does not have all hooks
     check_gate_names(net)
-    check_hooks(net)  # some of which a copy does not have
     modes = {name: module.training for name, module in net.named_modules()}
     net = copied(net)
     traced, example = trace_both_modes(net, example)

@@ -5,13 +5,13 @@ from torch import Tensor, fx, nn
 
 from sparsereg.errors import UserError
 from sparsereg.graph.layers import computing_layers, simplify
-from sparsereg.graph.nodes import check_hooks, refuse
+from sparsereg.graph.nodes import check_modules, refuse
+from sparsereg.graph.rewrites import hold_shape
 from sparsereg.graph.tracing import (
     DROPOUTS,
     check_batch,
     check_random,
     example_for,
-    hold_shape,
     record,
     same_elsewhere,
     signature,
@@ -28,7 +28,7 @@ def trace_both_modes(net: nn.Module, example: Tensor | None) -> tuple[fx.GraphMo
     Raises:
         UserError: the network itself does so.
     """
-    check_hooks(net)
+    check_modules(net)
     simplify(net)
     images = example_for(net, example)
     opaque: set[str] = set()

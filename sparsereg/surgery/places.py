@@ -45,6 +45,11 @@ def find_places(
     plain = ChannelGraph(traced)
     layers = [n for n, kind in plain.kinds.items() if kind in (Kind.MIX, Kind.GROUPED)]
     widths = {node.target: plain.flow[node].width for node in layers}
+    if not layers:
+        raise UserError(
+            "the network has no channels that can be removed: none of its layers can "
+            "be followed (those that are called twice cannot)"
+        )
     for pattern in include + exclude:
         if not any(fnmatch(name, pattern) for name in widths):
             raise UserError(f"no layer is named {pattern}: there are {', '.join([*widths][:5])}, …")

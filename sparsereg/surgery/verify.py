@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsereg.errors import UserError
+from sparsereg.graph.nodes import first_line, stopped_at
 from sparsereg.graph.unreached import Collapsed
 from sparsereg.model.basic_l0_blocks import gate_layers
 from sparsereg.model.gated import GatedNetwork
@@ -53,7 +54,14 @@ def in_double(
             pair[0](images.double().cpu())
         return (*pair, torch.float64)
     except (RuntimeError, TypeError):  # it makes tensors of single precision itself
-        return (*(n.float() for n in pair), torch.float32)
+        pair = [n.float() for n in pair]
+    try:
+        with torch.no_grad():
+            pair[0](images.float().cpu())
+    except (RuntimeError, TypeError) as error:
+        why = f"computes in several precisions{stopped_at(error, pair[0])}: {first_line(error)}"
+        raise UserError(f"{type(net).__name__} {why}") from error
+    return (*pair, torch.float32)
 
 
 def set_gates(net: nn.Module, even: float, odd: float) -> None:

@@ -1,7 +1,6 @@
 """What people's networks do now and then: the same outputs after the cut, folded, and from a file;
 or a line that says why not."""
 
-import copy
 import random
 import re
 from collections.abc import Callable
@@ -21,7 +20,6 @@ from sparsereg.compact import compact, fold
 from sparsereg.errors import UserError
 from sparsereg.export.formats import export
 from sparsereg.model.basic_l0_blocks import gate_layers
-from sparsereg.surgery.plain_graph import build, describe
 
 
 def assert_exact(gated: nn.Module, path) -> None:
@@ -32,7 +30,22 @@ def assert_exact(gated: nn.Module, path) -> None:
         assert_same(expected, small(x), 1e-9)
         assert_same(expected, fold(small)(x), 1e-9)
         sparsereg.save(gated.float(), path, (3, 9, 9), "abcde", [0.0] * 3, [1.0] * 3)
-        assert_same(gated(x.float()), sparsereg.load(path)(x.float()), 1e-4)
+        # in single precision, of whose rounding what varies among the images may be a small multiple
+        expected, found = gated(x.float()), sparsereg.load(path)(x.float())
+        assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def passed_on(forward: Callable) -> Callable:
+    def call(*args):
+        return forward(*args)
+
+    return call
+
+
+class Decorated(Rare):
+    @passed_on
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
 
 
 def twice(n, x):
@@ -107,6 +120,14 @@ ACCEPTED = {
         e=conv(),
         image_shape=(3, 9, 9),
     ),
+    "before a number of NumPy": lambda: Rare(lambda n, x: np.sqrt(0.5) * n.e(x), e=conv()),
+    "a memory format": lambda: Rare(
+        lambda n, x: n.e(x.contiguous(memory_format=torch.channels_last)).to(
+            memory_format=torch.contiguous_format
+        ),
+        e=conv(),
+    ),
+    "a decorated forward": lambda: Decorated(lambda n, x: n.e(x), e=conv()),
     "a frozen norm": lambda: Rare(
         lambda n, x: F.relu(n.norm(n.e(x))), e=conv(), norm=FrozenBatchNorm2d(8)
     ),
@@ -248,32 +269,13 @@ def test_images_of_other_than_three_dimensions_have_no_file(tmp_path):
         sparsereg.save(gated, tmp_path / "net.pt", (3, 16), "abcde", [0.0] * 3, [1.0] * 3)
 
 
-class Frozen(nn.Sequential):
-    """A part that takes no part in training."""
+def test_padding_of_channels_and_by_the_size_of_positions():
+    def pad(n, x):
+        return n.e(F.pad(x, (0, x.shape[3] % 2, 0, 0, 3, 1)))
 
-    def train(self, mode: bool = True) -> "Frozen":
-        return super().train(False)
-
-
-def test_what_is_frozen_stays_frozen_when_it_is_cut():
-    torch.manual_seed(0)
-    backbone = Frozen(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5))
-    head = nn.Sequential(conv(), nn.BatchNorm2d(8), nn.ReLU())
-    net = nn.Sequential(backbone, head, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
-    gated = sparsereg.insert_gates(net, torch.zeros(1, 3, 9, 9), show=False)
-    with torch.no_grad():
-        for gate in gate_layers(gated).values():
-            gate.qz_loga[:] = torch.tensor([-10.0, 10.0]).repeat(4)
+    gated = insert(Rare(pad, e=nn.Conv2d(12, 8, 3, padding=1)))
+    set_gates(gated, 0.5)
     small = compact(gated)
-    again = build(describe(small))  # as from a file
-    again.load_state_dict(small.state_dict())
-    x = torch.randn(8, 3, 9, 9) + 3
-    for each in (small, again):
-        each.train()
-        before = copy.deepcopy(each.state_dict())
-        with torch.no_grad():
-            one, other = each(x), each(x)
-        moved = {n for n, t in each.state_dict().items() if not torch.equal(t, before[n])}
-        assert moved == {f"1.1.{n}" for n in ("running_mean", "running_var", "num_batches_tracked")}
-        assert torch.equal(one, other)  # no dropout
-    assert_same(small.eval()(x), fold(small)(x), 1e-5)
+    for size in (9, 8):
+        x = examples()[..., :size, :size]
+        assert_same(gated(x), small(x), 1e-9)

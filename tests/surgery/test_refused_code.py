@@ -20,8 +20,42 @@ class Logs(Rare):
         return self.fc(F.relu(self.b(y * z)).mean((2, 3)) + x.log().mean((1, 2, 3)).view(-1, 1))
 
 
+class Square(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+class Twice(nn.Module):
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x) + self.net(x.flip(-1))
+
+
+def same(net: nn.Module, x: Tensor) -> Tensor:
+    return x
+
+
+def replaced() -> Rare:
+    net = Rare(same)
+    net.forward = lambda x: net.fc(F.relu(net.b(net.a(x))).mean((2, 3)))
+    return net
+
+
+def scripted() -> Rare:
+    with pytest.warns(FutureWarning, match="deprecated"):
+        return Rare(same, e=torch.jit.trace(conv(), torch.zeros(1, 8, 9, 9)))
+
+
 def hooked() -> Rare:
-    net = Rare(lambda n, x: x)
+    net = Rare(same)
     net.b.weight.register_hook(lambda gradient: 0 * gradient)
     return net
 
@@ -53,6 +87,21 @@ REFUSED = {
         "gates is the name of the module with the gate layers",
     ),
     "a gradient hook": (hooked, "b.weight has a hook on its gradient"),
+    "a forward of its own": (replaced, "forward of the network .* is not that of its class"),
+    "a network that is compiled": (lambda: torch.compile(Rare(same)), "network .* is compiled"),
+    "TorchScript": (scripted, "e .* is TorchScript"),
+    "an autograd.Function": (
+        lambda: Rare(lambda n, x: Square.apply(x)),
+        r"test_refused_code\.py line .*keeps gradients back .*autograd\.Function",
+    ),
+    "every layer twice": (
+        lambda: Twice(Rare(same)),
+        "no channels that can be removed.*called twice",
+    ),
+    "several precisions": (
+        lambda: Rare(lambda n, x: n.e(x.to(torch.bfloat16)), e=conv()),
+        r"several precisions.*test_refused_code\.py line",
+    ),
     "a file cannot hold it": (
         lambda: Rare(lambda n, x: n.e(x.mT), e=conv()),
         r"getattr.*test_refused_code\.py line .*cannot be saved",
