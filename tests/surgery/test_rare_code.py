@@ -30,7 +30,7 @@ def assert_exact(gated: nn.Module, path) -> None:
         assert_same(expected, small(x), 1e-9)
         assert_same(expected, fold(small)(x), 1e-9)
         sparsereg.save(gated.float(), path, (3, 9, 9), "abcde", [0.0] * 3, [1.0] * 3)
-        # in single precision, of whose rounding what varies among the images may be a small multiple
+        # single precision, by whose rounding what varies among the images may be far off
         expected, found = gated(x.float()), sparsereg.load(path)(x.float())
         assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
 
