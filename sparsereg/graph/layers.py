@@ -100,8 +100,10 @@ def as_norm(module: nn.Module) -> type[nn.Module] | None:
 
 def does_the_same(module: nn.Module, expected: Callable[[nn.Module, Tensor], Tensor]) -> bool:
     """In training and in eval mode, for images of two sizes, small and large numbers?"""
+    first, second = (copy.deepcopy(module).double() for _ in range(2))
     for training in (False, True):
-        first, second = (copy.deepcopy(module).double().train(training) for _ in range(2))
+        for each in (first, second):
+            each.train(training)
         for size, scale in ((0, 1.0), (1, 1e3)):  # some layers cut off what is large
             x = scale * try_input(module, size)
             try:
@@ -128,7 +130,7 @@ def try_input(module: nn.Module, size: int) -> Tensor:
         shape = (3, module.in_features)
     elif isinstance(module, CONVOLUTIONS):
         kernels = zip(module.kernel_size, module.dilation, strict=True)
-        shape = (3, module.in_channels, *((k - 1) * d + 4 + size for k, d in kernels))
+        shape = (3, module.in_channels, *((k - 1) * d + 2 + size for k, d in kernels))
     else:
         dims = next(n for n in (1, 2, 3) if isinstance(module, BATCH_NORMS[n - 1]))
         shape = (3, module.num_features, *[2 + size] * dims)

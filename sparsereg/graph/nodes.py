@@ -1,13 +1,13 @@
 """A node of a traced network: its module, its channels and how they depend on those of others, the
 line of code it comes from, and how to refuse it."""
 
+import inspect
 import linecache
-import re
 import traceback
 from enum import Enum, auto
 from keyword import iskeyword
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from sparsereg.errors import UserError
 from sparsereg.model.basic_l0_blocks import L0Gate
 
 NO_GATE = 0  # gates count from 1
+CODE = "code"  # in a node's meta: file and line of the network's code
 ALWAYS_ZERO = -1  # in place of a gate: a channel that is padding
 AUTOCAST = ("cpu", "cuda")  # devices that compute in another precision within torch.autocast
 EMPTY = fx.GraphModule(nn.Module(), fx.Graph())  # has the attributes that no layer can be
@@ -124,15 +125,24 @@ def module_at(error: BaseException, net: nn.Module, known: set[str]) -> str | No
 
 def place_of(node: fx.Node) -> str:
     """The same for an operation of the graph, if the graph knows its origin."""
-    lines = re.findall(r'File "(.+)", line (\d+), in .*\n\s*(.*)', node.stack_trace or "")
-    lines = [line for line in lines if not line[0].startswith((*NOT_THEIRS, "<"))]
-    if not lines:
+    if not node.meta.get(CODE):
         return ""
-    file, line, code = lines[-1]
+    file, line = node.meta[CODE]
     stack = list((node.meta.get("nn_module_stack") or {"": ("forward", None)}).values())
     own = stack[:-1] if node.op == "call_module" else stack  # the last is what is called
     name = own[-1][0] if own else "forward"
-    return f" in {name or 'forward'}, {Path(file).name} line {line}, `{code.strip()}`"
+    code = linecache.getline(file, line).strip()
+    return f" in {name or 'forward'}, {Path(file).name} line {line}, `{code}`"
+
+
+def code_line(until: CodeType) -> tuple[str, int] | None:
+    """File and line of the network's code that runs, called by that of `until`."""
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code is not until:
+        if not frame.f_code.co_filename.startswith((*NOT_THEIRS, "<")):
+            return frame.f_code.co_filename, frame.f_lineno
+        frame = frame.f_back
+    return None
 
 
 def refuse(traced: fx.GraphModule, node: fx.Node, detail: str = "") -> None:

@@ -64,7 +64,7 @@ def trace(net: nn.Module, example: Tensor | None = None) -> fx.GraphModule:
     traced, decided = record(net, example, opaque=set())
     check_random(net, traced)
     if decided:
-        check_batch(net, example, traced)
+        check_batches(net, example, traced)
         if not same_elsewhere(net, example, traced):
             hold_shape(traced, example, net)
     return traced
@@ -187,7 +187,7 @@ def open_up(traced: fx.GraphModule) -> None:
         value = node.args[0].meta["value"]
         images = torch.zeros(value.shape, dtype=value.dtype)
         inner, _ = record(module, images, opaque=None)
-        check_batch(module, images, inner)
+        check_batches(module, images, inner)
         before = {*traced.graph.nodes}
         [source] = inner.graph.find_nodes(op="placeholder")
         with traced.graph.inserting_before(node):
@@ -240,21 +240,22 @@ def check_random(net: nn.Module, traced: fx.GraphModule) -> None:
         raise UserError(f"{where} draws random numbers in eval mode: what it computes is not fixed")
 
 
-def check_batch(
-    net: nn.Module,
-    example: Tensor,
-    traced: fx.GraphModule,
-    opaque: set[str] | None = None,
-) -> None:
+def check_batches(net: nn.Module, example: Tensor, traced: fx.GraphModule) -> None:
     """Raise UserError if the graph is another one for one image, or for three."""
     for images in (example[:1], torch.cat([example, example[:1]])):
-        other, _ = record(net, images, opaque)
-        for ours, theirs, node in zip(
-            signature(traced), signature(other), traced.graph.nodes, strict=False
-        ):
-            if ours != theirs:
-                why = ": it depends on the number of images; x.size(0) would follow it"
-                refuse(traced, node, why)
+        check_batch(net, images, traced)
+
+
+def check_batch(
+    net: nn.Module, images: Tensor, traced: fx.GraphModule, opaque: set[str] | None = None
+) -> None:
+    """Raise UserError if the graph is another one for so many images."""
+    other, _ = record(net, images, opaque)
+    pairs = zip(signature(traced), signature(other), traced.graph.nodes, strict=False)
+    for ours, theirs, node in pairs:
+        if ours != theirs:
+            why = ": it depends on the number of images; x.size(0) would follow it"
+            refuse(traced, node, why)
 
 
 def same_elsewhere(net: nn.Module, example: Tensor, traced: fx.GraphModule) -> bool:

@@ -23,7 +23,7 @@ from torch.fx.proxy import TraceError
 from torch.utils._pytree import tree_map, tree_map_only
 
 from sparsereg.graph.layers import in_eval_mode
-from sparsereg.graph.nodes import AUTOCAST, check_context
+from sparsereg.graph.nodes import AUTOCAST, CODE, check_context, code_line
 from sparsereg.graph.operations import known_shape
 from sparsereg.graph.rewrites import as_list, squeezed
 
@@ -93,7 +93,6 @@ class ValueTracer(fx.Tracer):
         random: the innermost modules whose code has drawn random numbers.
     """
 
-    record_stack_traces = True  # for messages
     proxy_buffer_attributes = True  # what code computes of buffers follows them
 
     def __init__(
@@ -196,6 +195,7 @@ class ValueTracer(fx.Tracer):
 
     def create_node(self, kind, target, args, kwargs, *others, **more):
         node = super().create_node(kind, target, args, kwargs, *others, **more)
+        node.meta[CODE] = code_line(until=ValueTracer.trace.__code__)  # for messages
         if kind != "output":
             node.meta["value"] = self.run(node)
         return node

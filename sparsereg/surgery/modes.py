@@ -51,7 +51,7 @@ def trace_both_modes(net: nn.Module, example: Tensor | None) -> tuple[fx.GraphMo
         opaque |= found.keys() - {""}
     if decided:
         net.eval()
-        check_batch(net, images, evaluated, opaque)
+        check_batch(net, images[:1], evaluated, opaque)  # one for two, and for three, is known
     use_dropout_layers(net, evaluated, trained)
     if decided and not same_elsewhere(net, torch.cat([images, images[:1]]), trained):
         net.add_module(*hold_shape(trained, images, net))
