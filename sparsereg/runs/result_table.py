@@ -111,7 +111,10 @@ def accuracy(values: Sequence[float], spread: str) -> str:
 def size(runs: Row, name: str) -> str:
     """Mean of a count, and its share of the dense network's."""
     mean, whole = runs.mean_sd(name)[0], runs.mean_sd(f"dense_{name}")[0]
-    return f"{mean:,.0f} ({mean / whole:.1%})" if mean < whole else f"{mean:,.0f}"
+    if mean == whole:
+        return f"{mean:,.0f}"
+    share = mean / whole
+    return f"{mean:,.0f} ({share:.{1 if share >= 0.01 else 2}%})"
 
 
 def published_cells(row: dict[str, str]) -> list[str]:
