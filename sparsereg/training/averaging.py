@@ -3,6 +3,7 @@
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import WeightAveraging
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
@@ -38,8 +39,13 @@ class AverageWeights(WeightAveraging):
         super().on_train_batch_end(trainer, pl_module, *batch)
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module) -> None:
-        self.take_gates(pl_module)
-        super().on_validation_epoch_start(trainer, pl_module)
+        if trainer.state.fn == TrainerFn.FITTING:  # later, what is evaluated has been loaded
+            self.take_gates(pl_module)
+            super().on_validation_epoch_start(trainer, pl_module)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:
+            super().on_validation_epoch_end(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module, checkpoint: dict) -> None:
         self.take_gates(pl_module)

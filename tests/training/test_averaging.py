@@ -3,13 +3,14 @@
 import pytest
 import pytorch_lightning as pl
 import torch
-from conftest import QUIET, SHORT, checkpoint_path, summary
+from conftest import QUIET, SHORT, SMALL, checkpoint_path, run_folder, summary
 from torch.optim.swa_utils import AveragedModel
 
 from sparsereg.checkpoint import read_checkpoint
 from sparsereg.data import Digits
 from sparsereg.model.googlenet import GoogleNet
 from sparsereg.model.layers import ChannelSelect
+from sparsereg.runs.pictures import read_csv
 from sparsereg.sparsity.objective import L0Penalty
 from sparsereg.training.averaging import AverageWeights
 from sparsereg.training.module import L0Module
@@ -88,3 +89,16 @@ def test_a_target_is_met_by_the_saved_average(command, tmp_path):
     live, saved = best["current_model_state"], best["state_dict"]
     assert all(torch.equal(saved[key], live[key]) for key in saved if key.endswith("qz_loga"))
     assert not torch.equal(saved[WEIGHT], live[WEIGHT])
+
+
+@pytest.mark.slow
+def test_results_are_those_of_the_best_average(command, dense, tmp_path):
+    """The rate rises to the end, so that the last average is worse."""
+    rising = ("optimizer=sgd", "optimizer.lr=0.2", "scheduler=one_cycle", "scheduler.pct_start=0.99")
+    length = ("trainer.max_epochs=4", "trainer.limit_train_batches=10")
+    run = (f"ckpt_path={dense}", "without_using_gate=true", f"output_dir={tmp_path}")
+    assert command("train.py", *SMALL, *rising, *length, "callbacks=averaged", *run).code == 0
+    rows = read_csv(run_folder(tmp_path) / "metrics.csv")
+    found = [float(row["val_acc"]) for row in rows if row["val_acc"]]
+    assert found[-1] < max(found)
+    assert summary(tmp_path)["val_acc"] == pytest.approx(max(found))
