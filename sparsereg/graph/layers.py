@@ -18,7 +18,13 @@ from sparsereg.model.layers import FrozenBatchNorm, SameConv2d
 
 # by name: the library that has them need not be there
 STOCHASTIC_DEPTH = ("timm.layers.drop.DropPath",)
-DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, StochasticDepth)
+DROPOUTS = {  # functions that are told the mode, and layers that know it
+    nn.functional.dropout: nn.Dropout,
+    nn.functional.dropout1d: nn.Dropout1d,
+    nn.functional.dropout2d: nn.Dropout2d,
+    nn.functional.dropout3d: nn.Dropout3d,
+    nn.functional.alpha_dropout: nn.AlphaDropout,
+}
 LAYERS = (nn.Linear, *CONVOLUTIONS)
 
 
@@ -68,7 +74,7 @@ def freeze(net: nn.Module, names: list[str]) -> None:
         module = net.get_submodule(name)
         if type(module) in BATCH_NORMS:
             module.__class__ = FrozenBatchNorm
-        elif type(module) in DROPOUTS:
+        elif type(module) in (*DROPOUTS.values(), StochasticDepth):
             net.set_submodule(name, nn.Identity())
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode  # torch has no public name for it
 
 from sparsereg.errors import UserError
-from sparsereg.graph.layers import behind, computing_layers, simplify
+from sparsereg.graph.layers import DROPOUTS, behind, computing_layers, simplify
 from sparsereg.graph.nodes import (
     check_modules,
     check_names,
@@ -27,13 +27,6 @@ from sparsereg.model.gated import GatedNetwork
 SIZES = (32, 8, 224, 64, 16, 28, 96, 128, 256, 299)  # of images, tried where there is no example
 GROWTH = 32  # pixels by which another image differs
 CONSTANT = "_tensor_constant"  # what torch.fx names tensors that the code has made
-DROPOUTS = {  # functions that are told the mode, and layers that know it
-    nn.functional.dropout: nn.Dropout,
-    nn.functional.dropout1d: nn.Dropout1d,
-    nn.functional.dropout2d: nn.Dropout2d,
-    nn.functional.dropout3d: nn.Dropout3d,
-    nn.functional.alpha_dropout: nn.AlphaDropout,
-}
 
 
 def trace(net: nn.Module, example: Tensor | None = None) -> fx.GraphModule:

@@ -4,11 +4,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from sparsereg.errors import UserError
-from sparsereg.graph.layers import computing_layers, simplify
+from sparsereg.graph.layers import DROPOUTS, computing_layers, simplify
 from sparsereg.graph.nodes import check_modules, refuse
 from sparsereg.graph.rewrites import hold_shape
 from sparsereg.graph.tracing import (
-    DROPOUTS,
     check_batch,
     check_random,
     example_for,
