@@ -24,6 +24,7 @@ from sparsereg.networks import plain_network
 from sparsereg.sparsity.cost import ExpectedCost
 from sparsereg.sparsity.size import count
 from sparsereg.surgery.insert import place_gates
+from sparsereg.surgery.plain_graph import check_savable
 
 TORCHVISION = (
     *("alexnet", "vgg11", "vgg11_bn", "resnet18", "resnet50", "resnext50_32x4d"),
@@ -149,6 +150,7 @@ def ours(library: str, name: str, size: int) -> list[str]:
             behind_barriers=True,
             example=torch.zeros(1, 3, size, size),
         )
+        check_savable(gated)
         seconds = time.process_time() - start
         found = check(gated, size)
     except UserError as error:

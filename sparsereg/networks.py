@@ -14,6 +14,7 @@ from sparsereg.errors import UserError
 from sparsereg.model.googlenet import GoogleNet
 from sparsereg.model.small_images import NETWORKS
 from sparsereg.surgery.insert import place_gates
+from sparsereg.surgery.plain_graph import check_savable
 
 # What a classifier alone needs: without the second classifiers of training
 ONE_HEAD = {"aux_logits": False, "init_weights": True}
@@ -88,6 +89,7 @@ def new_network(
         check_takes(net, tuple(image_shape))
         example = torch.zeros(1, *image_shape)
     gated, _ = place_gates(net, *settings, example)
+    check_savable(gated)
     return gated
 
 

@@ -21,7 +21,7 @@ from sparsereg.export.formats import export
 from sparsereg.model.basic_l0_blocks import deterministic_gate, gate_layers
 from sparsereg.sparsity.cost import ExpectedCost
 from sparsereg.surgery.insert import place_gates
-from sparsereg.surgery.plain_graph import build, describe
+from sparsereg.surgery.plain_graph import build, check_savable, describe
 
 EXPORTED = 25  # one network in so many is exported too, which takes seconds
 
@@ -54,6 +54,7 @@ def judge(seed: int) -> str:
         gated, _ = place_gates(
             copy.deepcopy(net), coupled=coupled, behind_barriers=behind, example=x[:1]
         )
+        check_savable(gated)
         cost = ExpectedCost(gated, tuple(x.shape[1:]))
     except UserError as error:
         return f"refused: {error}"

@@ -158,15 +158,15 @@ class Calls(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def calls_of(module: nn.Module) -> list[tuple[Tensor, Tensor | None]]:
-    """Weight and bias of each convolution or product that a layer in eval mode is; none if it
-    cannot be tried."""
+def calls_of(module: nn.Module) -> tuple[list[tuple[Tensor, Tensor | None]], Any]:
+    """Weight and bias of each convolution or product that a layer in eval mode is, and its result;
+    none if it cannot be tried."""
     try:
         with torch.no_grad(), Calls() as calls:
-            module(try_input(module, 0).to(next(module.parameters())))
+            result = module(try_input(module, 0).to(next(module.parameters())))
     except (RuntimeError, ValueError, TypeError, AttributeError, StopIteration):
-        return []
-    return calls.found
+        return [], None
+    return calls.found, result
 
 
 def computes_with_its_weight(module: nn.Module) -> bool:
@@ -175,7 +175,8 @@ def computes_with_its_weight(module: nn.Module) -> bool:
         return False
     module = copy.deepcopy(module).eval()
     own = getattr(module, "weight", None)
-    return all(weight is own for weight, _ in calls_of(module))
+    calls, _ = calls_of(module)
+    return all(weight is own for weight, _ in calls)
 
 
 def explicit(module: nn.Module) -> nn.Module | None:
@@ -183,18 +184,18 @@ def explicit(module: nn.Module) -> nn.Module | None:
     computes (weight standardisation, `torch.nn.utils.parametrizations`, masks); None if there is
     none."""
     module = copy.deepcopy(module).eval()
-    calls = calls_of(module)
+    calls, result = calls_of(module)
     if len(calls) != 1:
         return None
     [(weight, bias)] = calls
     plain = (plain_layer(kind, module, weight, bias) for kind in plain_kinds(module))
-    return next((layer for layer in plain if does_the_same_in_eval(module, layer)), None)
+    return next((layer for layer in plain if does_the_same_in_eval(module, layer, result)), None)
 
 
-def computing_layers(net: nn.Module) -> set[nn.Module]:
-    """Layers that `explicit` can make plain."""
+def computing_layers(net: nn.Module) -> dict[nn.Module, nn.Module]:
+    """Layers that `explicit` can make plain, and what it makes of them, without its numbers."""
     layers = (m for m in net.modules() if is_layer(m) and type(m) not in MODULES)
-    return {module for module in layers if explicit(module) is not None}
+    return {module: plain.to("meta") for module in layers if (plain := explicit(module))}
 
 
 def plain_layer(
@@ -213,11 +214,12 @@ def plain_layer(
     return plain.eval()
 
 
-def does_the_same_in_eval(module: nn.Module, plain: nn.Module) -> bool:
+def does_the_same_in_eval(module: nn.Module, plain: nn.Module, first: Any) -> bool:
+    """`first`: the module's result for the smaller of two inputs."""
     for size in (0, 1):
         x = try_input(module, size).to(next(module.parameters()))
         with torch.no_grad():
-            a, b = module(x), plain(x)
+            a, b = module(x) if size else first, plain(x)
         tolerance = 1e-9 if x.dtype == torch.float64 else 1e-4
         if a.shape != b.shape or not torch.allclose(a, b, rtol=tolerance, atol=tolerance):
             return False

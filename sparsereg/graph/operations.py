@@ -193,8 +193,11 @@ def known_shape(module: nn.Module, x: Tensor) -> tuple[int, ...] | None:
     if kind is nn.Linear:
         check_width(module, x, -1, module.in_features)
         return (*x.shape[:-1], module.out_features)
-    if kind in CONVOLUTIONS and x.dim() == module.weight.dim():
+    if kind in (*CONVOLUTIONS, SameConv2d) and x.dim() == module.weight.dim():
         check_width(module, x, 1, module.in_channels)
+        if kind is SameConv2d:
+            sizes = zip(x.shape[2:], module.stride, strict=True)
+            return (len(x), module.out_channels, *(-(-n // stride) for n, stride in sizes))
         return None if isinstance(module.padding, str) else conv_shape(module, x)
     same = (Kind.SCALE, Kind.ZERO, Kind.CONSTANT, Kind.GATE)
     return x.shape if MODULES.get(kind) in same else None

@@ -57,9 +57,10 @@ def removers(graph: ChannelGraph) -> dict[fx.Node, Tensor]:
     return {node: gates.clamp(min=NO_GATE) for node, gates in found.items()}
 
 
-def kept(graph: ChannelGraph) -> dict[str, str]:
-    """Gate layers that cannot remove all their channels, and why."""
-    found, removed_by = {}, removers(graph)
+def kept(graph: ChannelGraph, removed_by: dict[fx.Node, Tensor] | None = None) -> dict[str, str]:
+    """Gate layers that cannot remove all their channels, and why; `removed_by`: its `removers`,
+    where they are known."""
+    found, removed_by = {}, removed_by or removers(graph)
     for node, kind in graph.kinds.items():
         if kind == Kind.GATE and isinstance(graph.module(node), L0Gate):
             own = graph.gate_of[node]

@@ -3,6 +3,7 @@ later operations read, calls whose arguments can be written in several ways, and
 place of others."""
 
 import operator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, fx, nn
@@ -10,6 +11,12 @@ from torch import Tensor, fx, nn
 from sparsereg.graph.nodes import module_of, refuse
 from sparsereg.graph.operations import Kind, kind_of
 from sparsereg.model.layers import ImageShape
+
+NAMES = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")
+IN_PLACE = {getattr(operator, f"i{name}"): getattr(operator, name) for name in NAMES}
+LISTS = (torch.cat, torch.concat, torch.stack, torch.hstack, torch.vstack)
+SQUEEZES = (torch.squeeze, "squeeze", "squeeze_")
+AS_ANOTHER = {"expand_as": "expand", "view_as": "view", "reshape_as": "reshape"}
 
 
 def replace_in_place(traced: fx.GraphModule) -> None:
@@ -31,7 +38,9 @@ def replace_in_place(traced: fx.GraphModule) -> None:
         if shows_elsewhere(traced, changed, node) or any(
             is_view(traced, user) and order[user] < order[node] for user in others
         ):
-            refuse(traced, node, ": it works in place on a tensor that is read elsewhere too")
+            if node.target not in IN_PLACE:  # parts are often scaled so, which shows nowhere
+                refuse(traced, node, ": it works in place on a tensor that is read elsewhere too")
+            others = []
         for user in others:
             if order[user] > order[node]:
                 user.replace_input_with(changed, node)
@@ -40,6 +49,8 @@ def replace_in_place(traced: fx.GraphModule) -> None:
 
 def not_in_place(node: fx.Node) -> object:
     """Its function or method without the underscore, which computes the same."""
+    if node.target in IN_PLACE:
+        return IN_PLACE[node.target]
     name = getattr(node.target, "__name__", node.target)
     if node.op == "call_method" and hasattr(Tensor, name.rstrip("_")):
         return name.rstrip("_")
@@ -71,8 +82,29 @@ def changes_its_input(traced: fx.GraphModule, node: fx.Node) -> bool:
     in_place = getattr(module_of(traced, node), "inplace", False) or node.kwargs.get("inplace")
     name = getattr(node.target, "__name__", node.target)
     named_so = node.op in ("call_method", "call_function") and name.endswith("_")
-    operators = (operator.iadd, operator.imul, operator.isub, operator.itruediv, operator.setitem)
-    return bool(in_place) or named_so or node.target in operators
+    return bool(in_place) or named_so or node.target in (operator.setitem, *IN_PLACE)
+
+
+def in_one_form(
+    kind: str, target: object, args: tuple, kwargs: dict, sizes: Callable[[fx.Proxy], tuple]
+) -> tuple[object, tuple, dict]:
+    """Function or method, and arguments, of a call that can be written in several ways."""
+    if kind == "call_method" and target in ("to", "contiguous"):  # which format: no matter here
+        kwargs = {key: value for key, value in kwargs.items() if key != "memory_format"}
+    if kind == "call_method" and target in AS_ANOTHER:
+        target, args = AS_ANOTHER[target], (args[0], *sizes(args[1]))
+    if target in LISTS:
+        args, kwargs = as_list(*args, **kwargs)
+    if kind != "call_module" and target in SQUEEZES:
+        args, kwargs = squeezed(*args, **kwargs), {}
+    return target, args, kwargs
+
+
+def does_nothing(target: object, args: tuple, kwargs: dict) -> bool:
+    """Of a call in that form: is its result the tensor itself?"""
+    return (target == "to" and len(args) == 1 and not kwargs) or (
+        target in SQUEEZES and args[1] == ()
+    )
 
 
 def squeezed(tensor: fx.Proxy, dim: int | tuple[int, ...] | None = None) -> tuple:

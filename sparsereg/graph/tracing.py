@@ -115,7 +115,7 @@ def record(
     net: nn.Module,
     example: Tensor,
     opaque: set[str] | None,
-    computing: set[nn.Module] | None = None,
+    computing: dict[nn.Module, nn.Module] | None = None,
 ) -> tuple[fx.GraphModule, bool]:
     """The graph, and whether a number that may depend on the size of the image decided about it.
 
@@ -135,7 +135,7 @@ def record(
 
     first = None
     while True:
-        tracer = ValueTracer(example, is_leaf, behind)
+        tracer = ValueTracer(example, is_leaf, behind, computing)
         try:
             graph = tracer.trace(net)
             break
@@ -155,7 +155,7 @@ def record(
     check_names(graph)
     keep_constants(net, graph)
     traced = fx.GraphModule(net, graph)
-    traced.meta["random"] = tracer.random
+    traced.meta["random"], traced.meta["changed"] = tracer.random, tracer.changed
     replace_in_place(traced)
     graph.eliminate_dead_code()
     traced.recompile()

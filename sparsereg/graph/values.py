@@ -3,8 +3,10 @@
 So the code of a network may ask for shapes, and branch on them, without being refused.
 """
 
+import copy
 import inspect
 import logging
+import math
 import operator
 import random
 from collections.abc import Callable, Iterator
@@ -16,28 +18,30 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import (  # torch has no public name for it
+    FakeTensor,
     FakeTensorMode,
     unset_fake_temporarily,
 )
 from torch.fx.proxy import TraceError
-from torch.utils._pytree import tree_map, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from sparsereg.graph.layers import in_eval_mode
 from sparsereg.graph.nodes import AUTOCAST, CODE, check_context, code_line
 from sparsereg.graph.operations import known_shape
-from sparsereg.graph.rewrites import as_list, squeezed
+from sparsereg.graph.rewrites import IN_PLACE, does_nothing, in_one_form
 
 VARIADIC = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
-LISTS = (torch.cat, torch.concat, torch.stack, torch.hstack, torch.vstack)
 NEW = ("new_zeros", "new_ones", "new_full")  # tensors that the code may write into
-SQUEEZES = (torch.squeeze, "squeeze", "squeeze_")
-AS_ANOTHER = {"expand_as": "expand", "view_as": "view", "reshape_as": "reshape"}
 
 
 class Value(fx.Proxy):
     """A number, shape or tensor of the network, and its value for the example."""
 
     __array_ufunc__ = None  # NumPy's numbers leave it to compute with them
+
+    @property
+    def __class__(self) -> type:  # for code that asks isinstance(x, Tensor)
+        return Tensor if is_tensor(self) else type(self)
 
     def __getattr__(self, name: str) -> Any:
         value = self.node.meta["value"]
@@ -50,34 +54,35 @@ class Value(fx.Proxy):
                 return self.tracer.kind_of_numbers(self, name)
         if isinstance(value, torch.device) and name in ("type", "index"):
             return getattr(value, name)
+        if not hasattr(type(value), name):
+            raise AttributeError(f"{type(value).__name__} has no {name}")
         return super().__getattr__(name)
 
     def __len__(self) -> int:
         return self.tracer.length(self)
 
-    def __index__(self) -> int:
-        return self.tracer.fixed(self)
-
-    def __int__(self) -> int:
-        return int(self.tracer.fixed(self))
-
-    def __float__(self) -> float:
-        return float(self.tracer.fixed(self))
-
-    def __ceil__(self) -> int:
-        return self.tracer.fixed(self).__ceil__()
-
-    def __floor__(self) -> int:
-        return self.tracer.fixed(self).__floor__()
-
-    def __trunc__(self) -> int:
-        return self.tracer.fixed(self).__trunc__()
-
-    def __round__(self, digits: int | None = None) -> float:
-        return round(self.tracer.fixed(self), digits)
-
     def __hash__(self) -> int:
         return id(self)
+
+
+def of_number(function: Callable) -> Callable:
+    return lambda self, *more: function(self.tracer.fixed(self), *more)
+
+
+def in_place(function: Callable, plain: Callable) -> Callable:
+    """Of a tensor, which has other names perhaps; a number is another one afterwards."""
+
+    def method(self: Value, other: Any) -> fx.Proxy:
+        target = function if is_tensor(self) else plain
+        return self.tracer.create_proxy("call_function", target, (self, other), {})
+
+    return method
+
+
+for function in (operator.index, int, float, math.ceil, math.floor, math.trunc, round):
+    setattr(Value, f"__{function.__name__}__", of_number(function))
+for function, plain in IN_PLACE.items():  # x += y, which torch.fx records as x = x + y
+    setattr(Value, f"__{function.__name__}__", in_place(function, plain))
 
 
 class ValueTracer(fx.Tracer):
@@ -87,10 +92,12 @@ class ValueTracer(fx.Tracer):
         example: images; only their shape and dtype count.
         is_leaf: modules that are recorded as one operation.
         behind: for a leaf, the children through which its result goes, to be recorded after it.
+        plain: for leaves that compute their weights, layers of torch that do the same.
 
     Attributes:
         decided: has a number, that of an image's size say, decided what was recorded?
         random: the innermost modules whose code has drawn random numbers.
+        changed: modules whose code has put another tensor in the place of a buffer.
     """
 
     proxy_buffer_attributes = True  # what code computes of buffers follows them
@@ -100,13 +107,15 @@ class ValueTracer(fx.Tracer):
         example: Tensor,
         is_leaf: Callable[[nn.Module, str], bool],
         behind: Callable[[nn.Module], list[nn.Module]],
+        plain: dict[nn.Module, nn.Module],
     ):
         super().__init__(autowrap_modules=(), param_shapes_constant=False)
-        self.leaf, self.behind = is_leaf, behind
+        self.leaf, self.behind, self.plain = is_leaf, behind, plain
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.example = self.fake.from_tensor(example)
         self.running = False  # an operation, to know its value
         self.random: list[str] = []
+        self.changed: list[str] = []
         self.decided = False
 
     def trace(self, root: nn.Module) -> fx.Graph:
@@ -115,7 +124,7 @@ class ValueTracer(fx.Tracer):
         log.setLevel(logging.CRITICAL)
         try:
             plain = (torch.autocast(device, enabled=False) for device in AUTOCAST)
-            before = random_state()
+            before, kept = random_state(), attributes_of(root)
             with torch.enable_grad(), next(plain), next(plain):
                 graph = super().trace(root)
             if not self.random and random_state() != before:
@@ -123,6 +132,7 @@ class ValueTracer(fx.Tracer):
             return graph
         finally:
             log.setLevel(level)
+            self.changed = forget_values(root, kept)
 
     # What is recorded
 
@@ -172,25 +182,18 @@ class ValueTracer(fx.Tracer):
             args, kwargs = (*args, *kwargs.values()), {}
             if len(args) == 1:
                 return self.sizes(args[0])
-        if kind == "call_method" and target in ("to", "contiguous"):  # which format: no matter here
-            kwargs = {key: value for key, value in kwargs.items() if key != "memory_format"}
-            if target == "to" and len(args) == 1 and not kwargs:
-                return args[0]
         if kind == "call_method" and target in NEW:
             like = torch.empty(0, dtype=args[0].node.meta["value"].dtype)
             rest, named = tree_map(self.number, (args[1:], dict(kwargs)))
             return getattr(like, target)(*rest, **named)
-        if kind == "call_method" and target in AS_ANOTHER:  # with its sizes instead
-            target, args = AS_ANOTHER[target], (args[0], *self.sizes(args[1]))
-        if target in LISTS:
-            args, kwargs = as_list(*args, **kwargs)
-        if kind != "call_module" and target in SQUEEZES:
-            args, kwargs = squeezed(*args, **kwargs), {}
-            if args[1] == ():
-                return args[0]
+        target, args, kwargs = in_one_form(kind, target, args, kwargs, self.sizes)
+        if kind != "call_module" and does_nothing(target, args, kwargs):
+            return args[0]
         return super().create_proxy(kind, target, args, kwargs, *others, **more)
 
     def create_arg(self, a):
+        if issubclass(type(a), fx.Proxy):
+            return a.node
         return super().create_arg(a.item() if isinstance(a, np.generic) else a)
 
     def create_node(self, kind, target, args, kwargs, *others, **more):
@@ -224,7 +227,7 @@ class ValueTracer(fx.Tracer):
     def module_result(self, name: str, args: tuple, kwargs: dict) -> Any:
         module = self.root.get_submodule(name)
         simple = len(args) == 1 and not kwargs and isinstance(args[0], Tensor)
-        if simple and (shape := known_shape(module, args[0])):
+        if simple and (shape := known_shape(self.plain.get(module, module), args[0])):
             return args[0].new_empty(shape)  # which torch takes long to find out
         try:
             return in_eval_mode(module, args, kwargs)
@@ -268,6 +271,28 @@ class ValueTracer(fx.Tracer):
 
     def iter(self, obj: fx.Proxy) -> Iterator[fx.Proxy]:
         return iter([obj[i] for i in range(self.length(obj))])
+
+
+def attributes_of(net: nn.Module) -> dict[str, dict[str, Any]]:
+    """Of each module, by its name."""
+    return {
+        name: {k: copy.copy(v) if isinstance(v, list | dict) else v for k, v in vars(part).items()}
+        for name, part in net.named_modules()
+    }
+
+
+def forget_values(net: nn.Module, kept: dict[str, dict[str, Any]]) -> list[str]:
+    """Give attributes in which code has put values, as those of a running mean, what they had
+    before. Returns the modules of which buffers are among them."""
+    changed = []
+    for name, attributes in kept.items():
+        own = vars(net.get_submodule(name))
+        for key, value in [*own.items()]:
+            if any(type(part) in (Value, FakeTensor) for part in tree_leaves(value)):
+                changed += [name] * (key == "_buffers")
+                own.pop(key)
+                own.update({key: attributes[key]} if key in attributes else {})
+    return changed
 
 
 def random_state() -> tuple:

@@ -45,7 +45,9 @@ class Presences:
         self.conditions: list[frozenset[int]] = [frozenset()]
         self.numbers: dict[Presence, int] = {}
         self.sets: dict[frozenset[int], frozenset[int]] = {}
-        self.union = cache(self.union)  # large sets come again and again
+        # large sets, and so the same questions, come again and again
+        self.union, self.one_of = cache(self.union), cache(self.one_of)
+        self.of_gates = cache(self.of_gates)
         self.number(Presence(NO_GATE, frozenset([NO_GATE])))  # ALWAYS
         self.of: dict[fx.Node, Tensor] = settle(
             channels, self.read, self.either, self.lift, ALWAYS, NEVER, self.within
@@ -73,10 +75,13 @@ class Presences:
             return torch.full_like(gates, ALWAYS)
         if not (layer != NEVER).any():
             return torch.full_like(gates, NEVER)
-        readers, numbers = self.one_open(layer), {ALWAYS_ZERO: NEVER}
-        for gate in gates.unique().tolist():
+        return self.of_gates(tuple(gates.tolist()), self.one_open(layer))
+
+    def of_gates(self, gates: tuple[int, ...], readers: frozenset[int]) -> Tensor:
+        numbers = {ALWAYS_ZERO: NEVER}
+        for gate in sorted({*gates}):
             numbers.setdefault(gate, self.number(Presence(gate, readers)))
-        return torch.tensor([numbers[gate] for gate in gates.tolist()])
+        return torch.tensor([numbers[gate] for gate in gates])
 
     def within(self, carried: Tensor, asked: Tensor) -> Tensor:
         """What an operation takes along is there only while something reads its result."""

@@ -10,17 +10,15 @@ from torch import Tensor, fx, nn
 
 from sparsereg.errors import UserError
 from sparsereg.graph.channels import ChannelGraph
-from sparsereg.graph.layers import copied, plain_copy
+from sparsereg.graph.layers import copied
 from sparsereg.graph.nodes import check_modules, module_of, refuse
 from sparsereg.graph.operations import is_layer
 from sparsereg.graph.rewrites import free_name
-from sparsereg.graph.tracing import trace
 from sparsereg.model.basic_l0_blocks import GATES, L0Gate, SharedGates
 from sparsereg.model.gated import GatedNetwork
 from sparsereg.surgery.coupling import Coupling, Read, couple, input_gate, start_anew
 from sparsereg.surgery.modes import trace_both_modes
 from sparsereg.surgery.places import Place, find_places, put_gate
-from sparsereg.surgery.plain_graph import check_savable
 from sparsereg.surgery.verify import verify
 
 ENOUGH = 0.2  # highest reachable sparsity below which there is a warning
@@ -90,7 +88,7 @@ def place_gates(
     behind_barriers: bool = False,
     example: Tensor | None = None,
 ) -> tuple[GatedNetwork, list[Place]]:
-    """What `insert_gates` does, without its last comparison; `example`: see `trace`."""
+    """What `insert_gates` does, without its last look, `verify`; `example`: see `trace`."""
     if any(isinstance(module, L0Gate) for module in net.modules()):
         raise UserError(f"{type(net).__name__} has gates already")
     check_modules(net)  # a copy does not have all hooks
@@ -132,9 +130,7 @@ def place_gates(
         module.training = modes.get(name, modes[""])
     if sampling == "per_sample":
         check_images(traced)
-    gated = GatedNetwork(net, traced.graph, example)
-    check_savable(trace(plain_copy(gated)))
-    return gated, places
+    return GatedNetwork(net, traced.graph, example), places
 
 
 def check_gate_names(net: nn.Module) -> None:

@@ -41,7 +41,9 @@ def trace_both_modes(net: nn.Module, example: Tensor | None) -> tuple[fx.GraphMo
         trained, decided = record(net, more, opaque, computing)
         check_random(net, evaluated)
         drawn = dict.fromkeys(trained.meta["random"], "it draws random numbers")
-        found = changed_buffer(net, versions) or drawn or differences(evaluated, trained)
+        changed = evaluated.meta["changed"] + trained.meta["changed"]
+        changed = dict.fromkeys(changed, "it changes a buffer") | changed_buffer(net, versions)
+        found = changed or drawn or differences(evaluated, trained)
         if not found:
             break
         if found.keys() <= opaque | {""}:

@@ -61,7 +61,8 @@ def find_places(
     for place in tries:
         put_gate(trial, place, L0Gate(place.width, axis=place.axis))
     channels = ChannelGraph(trial.eval())
-    removed_by, keeps = removers(channels), kept(channels)
+    removed_by = removers(channels)
+    keeps = kept(channels, removed_by)
 
     def gates_of(node: fx.Node) -> list[str | None]:
         """The layers whose gates remove the channels of a node, and None if not all have one."""

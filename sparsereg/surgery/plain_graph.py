@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from sparsereg.errors import UserError
+from sparsereg.graph.layers import plain_copy
 from sparsereg.graph.nodes import first_line, module_of, place_of
 from sparsereg.graph.operations import METHODS, MODULES, NAMES, Kind, resolve_name
+from sparsereg.graph.tracing import trace
 from sparsereg.surgery.description import (
     DTYPES,
     TYPES,
@@ -58,9 +60,10 @@ def describe_operation(node: fx.Node) -> list:
     return [node.name, node.op, target, *arguments]
 
 
-def check_savable(traced: fx.GraphModule) -> None:
-    """Raise UserError if its description lacks something, or would not be read again, which after a
-    training would be late."""
+def check_savable(net: nn.Module) -> None:
+    """Raise UserError if a description of it with no gates would lack something, or would not be
+    read again, which after a training would be late."""
+    traced = trace(plain_copy(net))
     names = {node.target: None for node in traced.graph.nodes}
     made: set[str] = set()
     for node in traced.graph.nodes:

@@ -17,26 +17,28 @@ from sparsereg.model.basic_l0_blocks import gate_layers
 from sparsereg.model.gated import GatedNetwork
 from sparsereg.sparsity.cost import ExpectedCost
 from sparsereg.surgery.compaction import cut_closed, noise, relative_difference, tolerance
+from sparsereg.surgery.plain_graph import check_savable
 
 OPEN, PARTLY, CLOSED = 10.0, 0.5, -10.0  # ln α of gates that are 1, 0.65 and 0
 
 
 def verify(net: nn.Module, gated: GatedNetwork, example: Tensor) -> dict[str, float]:
-    """Raise UserError unless the gated network with open gates computes what `net` does, and the
-    cut one what the gated one does with every other gate closed; for `example`, and noise like it.
+    """Raise UserError unless the gated network with open gates computes what `net` does, the cut
+    one what the gated one does with every other gate closed, for `example` and noise like it; and
+    unless that can be saved.
 
     Returns the highest sparsity that the gates can reach, of parameters and of multiply-adds."""
     images = noise(tuple(gated.example_images.shape[1:])).to(gated.example_images)
     images = torch.cat([images, example.detach()[:2].to(images)])
-    net, trial, dtype = in_double(net, gated, images)
-    images = images.to(dtype)
+    trial, images, expected = in_double(net, gated, images)
+    dtype = images.dtype
     with torch.no_grad():
         set_gates(trial, OPEN, OPEN)
-        expected = net(images)
         check_logits(net, expected)
         compare(expected, trial(images), f"{type(net).__name__} with open gates", dtype)
         set_gates(trial, PARTLY, CLOSED)
         plain = plain_copy(trial)  # once, which takes long for weights that are computed
+        check_savable(plain)
         with suppress(Collapsed):  # by gates that are alone in their layer
             compare(trial(images), cut_closed(plain)(images), f"{type(net).__name__}, cut,", dtype)
     cost = ExpectedCost(plain, tuple(gated.example_images.shape[1:]))
@@ -45,25 +47,24 @@ def verify(net: nn.Module, gated: GatedNetwork, example: Tensor) -> dict[str, fl
 
 def in_double(
     net: nn.Module, gated: GatedNetwork, images: Tensor
-) -> tuple[nn.Module, GatedNetwork, torch.dtype]:
-    """Copies in double precision and eval mode, if the code allows that."""
-    pair = [copy.deepcopy(n).cpu() for n in (net, gated)]
-    for each in pair:
+) -> tuple[GatedNetwork, Tensor, Tensor]:
+    """A copy of the gated network, the images, and what `net` computes of them, in eval mode and in
+    double precision, if the code allows that."""
+    net, gated = (copy.deepcopy(n).cpu() for n in (net, gated))
+    for each in (net, gated):
         each.eval()
+    images = images.double().cpu()
     try:
-        pair = [n.double() for n in pair]
         with torch.no_grad():
-            pair[0](images.double().cpu())
-        return (*pair, torch.float64)
+            return gated.double(), images, net.double()(images)
     except (RuntimeError, TypeError):  # it makes tensors of single precision itself
-        pair = [n.float() for n in pair]
+        images = images.float()
     try:
         with torch.no_grad():
-            pair[0](images.float().cpu())
+            return gated.float(), images, net.float()(images)
     except (RuntimeError, TypeError) as error:
-        why = f"computes in several precisions{stopped_at(error, pair[0])}: {first_line(error)}"
+        why = f"computes in several precisions{stopped_at(error, net)}: {first_line(error)}"
         raise UserError(f"{type(net).__name__} {why}") from error
-    return (*pair, torch.float32)
 
 
 def set_gates(net: nn.Module, even: float, odd: float) -> None:

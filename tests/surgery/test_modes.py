@@ -69,3 +69,29 @@ def test_what_is_frozen_stays_frozen_when_it_is_cut():
         assert moved == {f"1.1.{n}" for n in ("running_mean", "running_var", "num_batches_tracked")}
         assert torch.equal(one, other)  # no dropout
     assert_same(small.eval()(x), fold(small)(x), 1e-5)
+
+
+class RunningMean(nn.Module):
+    """Of the channels, as code keeps it that puts a new tensor in the place of a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.linspace(-1, 1, 8))
+        self.last: list[tuple[Tensor, torch.Size]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last.append((x.detach(), x.shape))
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * x.detach().mean((0, 2, 3))
+        return x - self.mean.view(1, -1, 1, 1)
+
+
+def test_a_running_mean_that_is_put_in_place():
+    part = RunningMean()
+    gated, x = insert(Rare(lambda n, x: n.e(n.part(x)), e=conv(), part=part)), examples()
+    before = gated.part.mean.clone()
+    assert gated.part.last == []
+    gated.train()(x)
+    assert not torch.equal(gated.part.mean, before)
+    set_gates(gated, 0.5)
+    assert_same(gated.eval()(x), compact(gated)(x), 1e-9)

@@ -127,6 +127,10 @@ ACCEPTED = {
         ),
         e=conv(),
     ),
+    "what it is": lambda: Rare(
+        lambda n, x: n.e(x) if isinstance(x, Tensor) and not hasattr(x, "tensors") else x["image"],
+        e=conv(),
+    ),
     "a decorated forward": lambda: Decorated(lambda n, x: n.e(x), e=conv()),
     "a frozen norm": lambda: Rare(
         lambda n, x: F.relu(n.norm(n.e(x))), e=conv(), norm=FrozenBatchNorm2d(8)
