@@ -35,6 +35,15 @@ def formulas(markdown: str) -> list[str]:
     return re.findall(r"\$\$.+?\$\$|\$[^$\n]+\$", without_code(markdown), flags=re.DOTALL)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_are_named_are_there(page):
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(r"\b(?:tests|benchmarks|experiments|sparsereg)/[\w/]+\.(?:py|yaml)", text)
+    assert [name for name in named if not (ROOT / name).exists()] == []
+    links = re.findall(r"\[(\w+\.py)\]\(([\w/.]+\.py)\)", text)
+    assert [link for link in links if Path(link[1]).name != link[0]] == []
+
+
 def test_the_stated_threshold_is_where_gates_open():
     threshold = torch.tensor(math.log(1 / 11), dtype=torch.float64)
     assert deterministic_gate(threshold - 1e-9) == 0 < deterministic_gate(threshold + 1e-9)
