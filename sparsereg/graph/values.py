@@ -39,10 +39,6 @@ class Value(fx.Proxy):
 
     __array_ufunc__ = None  # NumPy's numbers leave it to compute with them
 
-    @property
-    def __class__(self) -> type:  # for code that asks isinstance(x, Tensor)
-        return Tensor if is_tensor(self) else type(self)
-
     def __getattr__(self, name: str) -> Any:
         value = self.node.meta["value"]
         if isinstance(value, Tensor):
@@ -192,8 +188,6 @@ class ValueTracer(fx.Tracer):
         return super().create_proxy(kind, target, args, kwargs, *others, **more)
 
     def create_arg(self, a):
-        if issubclass(type(a), fx.Proxy):
-            return a.node
         return super().create_arg(a.item() if isinstance(a, np.generic) else a)
 
     def create_node(self, kind, target, args, kwargs, *others, **more):

@@ -12,7 +12,12 @@ from sparsereg.surgery.insert import place_gates
 TORCHVISION = [("torchvision", name) for name in networks.TORCHVISION]
 TIMM = [("timm", name) for name in networks.TIMM]
 UNREACHABLE = ("resnest14d", "swin_t")  # see docs/networks.md
-FEW = ("regnety_002", "ghostnet_050", "convnext_atto", "mobilenetv4_conv_small")
+FASTEST = (  # twenty of timm's
+    *("darknet17", "ese_vovnet19b_slim", "dla46_c", "resnext26ts", "mobilenetv1_100"),
+    *("mobilenetv4_conv_small", "ecaresnet26t", "convnextv2_atto", "convnext_atto", "regnety_002"),
+    *("efficientnet_lite0", "selecsls42", "repghostnet_050", "ghostnet_050", "resnest14d"),
+    *("poolformer_s12", "resnet26d", "skresnet18", "convmixer_768_32", "fbnetc_100"),
+)
 
 
 def check(library: str, name: str, size: int, patterns: int) -> None:
@@ -35,6 +40,6 @@ def test_all(library, name):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", FEW)
-def test_a_few_of_timm(name):
+@pytest.mark.parametrize("name", FASTEST)
+def test_the_fastest_of_timm(name):
     check("timm", name, size=32, patterns=1)

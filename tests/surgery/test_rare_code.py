@@ -127,9 +127,8 @@ ACCEPTED = {
         ),
         e=conv(),
     ),
-    "what it is": lambda: Rare(
-        lambda n, x: n.e(x) if isinstance(x, Tensor) and not hasattr(x, "tensors") else x["image"],
-        e=conv(),
+    "what it has": lambda: Rare(
+        lambda n, x: x.tensors if hasattr(x, "tensors") else n.e(x), e=conv()
     ),
     "a decorated forward": lambda: Decorated(lambda n, x: n.e(x), e=conv()),
     "a frozen norm": lambda: Rare(
