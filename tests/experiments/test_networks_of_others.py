@@ -16,7 +16,7 @@ FASTEST = (  # twenty of timm's
     *("darknet17", "ese_vovnet19b_slim", "dla46_c", "resnext26ts", "mobilenetv1_100"),
     *("mobilenetv4_conv_small", "ecaresnet26t", "convnextv2_atto", "convnext_atto", "regnety_002"),
     *("efficientnet_lite0", "selecsls42", "repghostnet_050", "ghostnet_050", "resnest14d"),
-    *("poolformer_s12", "resnet26d", "skresnet18", "convmixer_768_32", "fbnetc_100"),
+    *("poolformer_s12", "resnet26d", "skresnet18", "cspresnet50", "fbnetc_100"),
 )
 
 
