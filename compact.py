@@ -53,8 +53,9 @@ def main(cfg: DictConfig) -> None:
     about = checkpoint["sparsereg"]["data"]
     run_cfg, data = data_of(cfg, checkpoint) if cfg.int8 else (None, None)
     number = round_to(cfg.round_to, cfg.ckpt_path, to_plain(cfg)["latency"])
-    file = cut_file(cfg.ckpt_path, number)
-    net, small = load(cfg.ckpt_path), load_compact(file)
+    net = load(cfg.ckpt_path)
+    file = cut_file(cfg.ckpt_path, number, net)
+    small = load_compact(file)
     known = {key: about[key] for key in ("image_shape", "classes", "mean", "std")}
     differences = export(small, folder=file.parent, normalise=cfg.normalise, **known)
     results = report(net, small, about["image_shape"], number)

@@ -14,7 +14,9 @@ from benchmarks.measure import DEVICE, rows_of
 from sparsereg.compact import compact, fold, without_gates
 from sparsereg.export.latency import compare_latency, machine, speedup
 from sparsereg.export.report import BATCHES
+from sparsereg.model.basic_l0_blocks import deterministic_gate
 from sparsereg.model.googlenet import GoogleNet
+from sparsereg.sparsity.cost import ExpectedCost
 from sparsereg.sparsity.size import measure
 
 IMAGE = (3, 32, 32)
@@ -33,10 +35,13 @@ def keep_share(net: GoogleNet, share: float) -> None:
 def network_of(sparsity: float) -> GoogleNet:
     """A gated network of about this sparsity; the share is found by bisection."""
     net, low, high = GoogleNet().eval(), 0.0, 1.0
+    cost = ExpectedCost(net, IMAGE)
     for _ in range(10):
         share = (low + high) / 2
         keep_share(net, share)
-        low, high = (share, high) if measure(net, IMAGE)["sparsity"] > sparsity else (low, share)
+        left = cost.count(deterministic_gate(net.qz_loga().detach()) > 0)["params"]
+        is_too_small = 1 - left / cost.dense["params"] > sparsity
+        low, high = (share, high) if is_too_small else (low, share)
     return net
 
 

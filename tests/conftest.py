@@ -159,6 +159,14 @@ def trained(tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
+def lenet5(tmp_path_factory) -> Path:
+    """last.ckpt of a short gated run of LeNet-5, for what is not about GoogleNet."""
+    folder = tmp_path_factory.mktemp("lenet5")
+    assert run_here("train.py", *SMALL, f"output_dir={folder}") == 0
+    return checkpoint_path(folder)
+
+
+@pytest.fixture(scope="session")
 def dense(tmp_path_factory) -> Path:
     """Checkpoint of a network without gates that has learnt something."""
     folder = tmp_path_factory.mktemp("dense")

@@ -43,7 +43,11 @@ def commands(markdown: str) -> list[str]:
     return [" ".join(word.split()) for word in words if word]
 
 
-SHOWN = [(page, c) for page in PAGES for c in commands(page.read_text(encoding="utf-8"))]
+SHOWN = {  # the page that shows it first, of each command
+    command: page
+    for page in reversed(PAGES)
+    for command in commands(page.read_text(encoding="utf-8"))
+}
 
 
 class TorchIsNext(BaseException):
@@ -78,8 +82,8 @@ def places(pruned, tmp_path, monkeypatch) -> dict[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*declarative_base")  # Optuna's use of SQLAlchemy
-@pytest.mark.parametrize("page, shown", SHOWN, ids=[f"{p.stem}: {c}" for p, c in SHOWN])
-def test_command(page, shown, places, up_to_torch, capfd):
+@pytest.mark.parametrize("shown", SHOWN, ids=[f"{p.stem}: {c}" for c, p in SHOWN.items()])
+def test_command(shown, places, up_to_torch, capfd):
     capitals = rf"(?<![\w-])({'|'.join(places)})(?![\w-])"
     words = shlex.split(re.sub(capitals, lambda match: places[match[1]], shown))
     while re.fullmatch(r"[A-Z_]+=\d+", words[0]):  # an environment variable before the command

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, SHORT
+from conftest import ROOT, SMALL
 from test_your_network import BLOCKS, write_images
 
 import sparsereg
@@ -103,7 +103,7 @@ def test_the_installed_commands(installed, tmp_path):
     assert wrong.returncode == 1 and "did you mean 'ckpt_path'?" in wrong.stderr
     wrong = run(installed, "sparsereg-compact", cwd=tmp_path)
     assert wrong.returncode == 1 and "ckpt_path=… is needed" in wrong.stderr
-    trained = run(installed, "sparsereg-train", *SHORT, cwd=tmp_path)
+    trained = run(installed, "sparsereg-train", *SMALL, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     report = run(installed, "sparsereg-report", cwd=tmp_path)
     assert report.returncode == 0, report.stderr

@@ -25,14 +25,20 @@ from sparsereg.surgery.plain_graph import describe
 TOLERANCE = 1e-4  # largest difference of logits, relative to the largest logit
 
 
-def cut_file(path: str | Path, round_to: int = 1) -> Path:
+def cut_file(path: str | Path, round_to: int = 1, net: nn.Module | None = None) -> Path:
     """Write compact.pt, weights and widths, into the `compact_folder` of the checkpoint `path`, and
     return its path: all that is needed to use the cut network or to train it further.
+
+    Args:
+        path: of the checkpoint.
+        round_to: see `compact`.
+        net: the network of the checkpoint, where it has been loaded.
 
     Raises:
         UserError: see `load` and `compact`; or the file cannot be written.
     """
-    path, checkpoint, net = Path(path), read_checkpoint(path), load(path)
+    path, checkpoint = Path(path), read_checkpoint(path)
+    net = load(path) if net is None else net
     image_shape = checkpoint["sparsereg"]["data"]["image_shape"]
     dense = dense_size(net, image_shape)
     file = compact_folder(path, round_to) / "compact.pt"

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Column
 
 from sparsereg.model.basic_l0_blocks import deterministic_gate, gate_layers
-from sparsereg.sparsity.size import measure, open_channels, sparsities
+from sparsereg.sparsity.size import dense_size, measure, open_channels, sparsities
 from sparsereg.training.loggers import TensorBoard
 from sparsereg.training.pictures import blocks_picture
 
@@ -32,7 +32,12 @@ class GateMonitor(pl.Callback):
     BINS = 30  # as TensorBoard draws a histogram; its writer's own 1,500 take five times as long
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.size = measure(pl_module.net, trainer.datamodule.image_shape)
+        net, image_shape = pl_module.net, trainer.datamodule.image_shape
+        if gate_layers(net):  # `count` adds what is left, after each epoch
+            dense = dense_size(net, image_shape)
+            self.size = {f"dense_{cost}": number for cost, number in dense.items()}
+        else:
+            self.size = measure(net, image_shape)
         self.first_epoch, self.history = trainer.current_epoch + 1, []
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoard) and trainer.is_global_zero:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SHORT, SMALL, assert_one_line, checkpoint_path, run_here, run_process
+from conftest import SHORT, SMALL, assert_one_line, checkpoint_path, run_process
 
 
 def flip_a_bit(path: Path) -> None:
@@ -28,9 +28,9 @@ DAMAGE = {
 
 @pytest.mark.parametrize("script", ["train.py", "test.py"])
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_damaged_checkpoints(kind, script, command, trained, tmp_path, monkeypatch):
+def test_damaged_checkpoints(kind, script, command, lenet5, tmp_path, monkeypatch):
     path = tmp_path / "last.ckpt"
-    path.write_bytes(trained["gated"].read_bytes())
+    path.write_bytes(lenet5.read_bytes())
     damage, message = DAMAGE[kind]
     damage(path)
     before = path.read_bytes() if path.is_file() else None
@@ -43,9 +43,9 @@ def test_damaged_checkpoints(kind, script, command, trained, tmp_path, monkeypat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["train.py", "test.py"])
-def test_damage_is_said_before_anything_slow_is_imported(script, trained, tmp_path):
+def test_damage_is_said_before_anything_slow_is_imported(script, lenet5, tmp_path):
     path = tmp_path / "last.ckpt"
-    path.write_bytes(trained["gated"].read_bytes())
+    path.write_bytes(lenet5.read_bytes())
     flip_a_bit(path)
     result = run_process(script, f"ckpt_path={path}", cwd=tmp_path)
     assert_one_line(result, f"ckpt_path={path}", "is damaged")
@@ -60,22 +60,22 @@ def save_changed(source: Path, target: Path, change) -> Path:
 
 
 def other_classes(checkpoint: dict) -> None:
-    checkpoint["state_dict"]["net.head.2.weight"] = torch.zeros(7, 128)
-    checkpoint["state_dict"]["net.head.2.bias"] = torch.zeros(7)
+    checkpoint["state_dict"]["net.fc2.weight"] = torch.zeros(7, 500)
+    checkpoint["state_dict"]["net.fc2.bias"] = torch.zeros(7)
 
 
 def other_network(checkpoint: dict) -> None:
-    checkpoint["state_dict"] = {"net.conv1.weight": torch.zeros(1)}
+    checkpoint["state_dict"] = {"net.stem.0.weight": torch.zeros(1)}
 
 
 def other_widths(checkpoint: dict) -> None:
-    checkpoint["state_dict"]["net.stem.0.weight"] = torch.zeros(32, 3, 3, 3)
+    checkpoint["state_dict"]["net.conv1.weight"] = torch.zeros(32, 3, 5, 5)
 
 
 FOREIGN = {
-    "other classes": (other_classes, ["head.2.weight (7, 128) instead of (10, 128)"]),
-    "other widths": (other_widths, ["stem.0.weight (32, 3, 3, 3) instead of (64, 3, 3, 3)"]),
-    "other network": (other_network, ["lacks blocks.block1", "more"]),
+    "other classes": (other_classes, ["fc2.weight (7, 500) instead of (10, 500)"]),
+    "other widths": (other_widths, ["conv1.weight (32, 3, 5, 5) instead of (20, 3, 5, 5)"]),
+    "other network": (other_network, ["lacks conv1.bias", "more"]),
     "hollow": (lambda c: c.update(sparsereg=None), ["was not written by sparsereg"]),
     "no loops": (lambda c: c.pop("loops"), ["was not written by sparsereg"]),
     "foreign": (lambda c: c.pop("sparsereg"), ["was not written by sparsereg"]),
@@ -85,14 +85,14 @@ FOREIGN = {
 
 @pytest.mark.parametrize("how", ["fine-tune", "resume", "test"])
 @pytest.mark.parametrize("kind", FOREIGN)
-def test_foreign_checkpoints(kind, how, command, trained, tmp_path):
+def test_foreign_checkpoints(kind, how, command, lenet5, tmp_path):
     change, words = FOREIGN[kind]
-    path = save_changed(trained["gated"], tmp_path / "last.ckpt", change)
+    path = save_changed(lenet5, tmp_path / "last.ckpt", change)
     if kind == "other network" and how == "resume":
         words = ["without_using_gate"]  # its keys say that it has no gates
     arguments = [f"ckpt_path={path}"]
     if how != "test":
-        arguments += [*SHORT, f"resume_training={str(how == 'resume').lower()}"]
+        arguments += [*SMALL, f"resume_training={str(how == 'resume').lower()}"]
         arguments += ["trainer.max_epochs=3", f"output_dir={tmp_path / 'out'}"]
     result = command("test.py" if how == "test" else "train.py", *arguments)
     assert_one_line(result, *words)
@@ -107,17 +107,17 @@ RESUME = [
     ("gated", ["optimizer=sgd"], ["optimizer=SGD", "AdamW"]),
     ("gated", ["scheduler=one_cycle"], ["scheduler=one_cycle", "multistep"]),
     ("gated", ["scheduler.gamma=0.2"], ["scheduler.gamma=0.2"]),
-    ("gated", ["model.act_fn_name=gelu"], ["model.act_fn_name=gelu", "relu"]),
+    ("gated", ["model.sampling=per_batch"], ["model.sampling=per_batch", "per_sample"]),
 ]
 
 
 @pytest.mark.parametrize("name, change, words", RESUME, ids=[" ".join(c) for _, c, _ in RESUME])
-def test_resume_with_other_settings(name, change, words, command, trained, tmp_path):
+def test_resume_with_other_settings(name, change, words, command, lenet5, dense, tmp_path):
     if not any("max_epochs" in argument for argument in change):
         change = [*change, "trainer.max_epochs=3"]
     result = command(
         "train.py",
-        f"ckpt_path={trained[name]}",
+        f"ckpt_path={lenet5 if name == 'gated' else dense}",
         "resume_training=true",
         f"output_dir={tmp_path / 'out'}",
         *change,
@@ -139,13 +139,6 @@ def test_resume_one_cycle_with_other_length(command, tmp_path):
     assert last.read_bytes() == before
 
 
-@pytest.fixture(scope="module")
-def lenet(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("lenet")
-    assert run_here("train.py", *SMALL, f"output_dir={folder}") == 0
-    return checkpoint_path(folder)
-
-
 @pytest.mark.parametrize(
     "arguments, what, hint",
     [
@@ -155,24 +148,24 @@ def lenet(tmp_path_factory) -> Path:
         (("data.image_size=32",), "lacks", "model=lenet5 data.image_size=16"),
     ],
 )
-def test_what_to_choose_for_a_checkpoint(command, lenet, tmp_path, arguments, what, hint):
-    more = (f"ckpt_path={lenet}", f"output_dir={tmp_path}", *arguments)
+def test_what_to_choose_for_a_checkpoint(command, lenet5, tmp_path, arguments, what, hint):
+    more = (f"ckpt_path={lenet5}", f"output_dir={tmp_path}", *arguments)
     result = command("train.py", *SHORT, *more)
     assert_one_line(result, what)
     assert result.err.strip().endswith(f"; it was trained with {hint}")
     assert not list(tmp_path.iterdir())
 
 
-def test_data_of_other_images(command, trained):
-    result = command("test.py", f"ckpt_path={trained['gated']}", "data=digits", "data.image_size=8")
+def test_data_of_other_images(command, lenet5):
+    result = command("test.py", f"ckpt_path={lenet5}", "data=digits", "data.image_size=8")
     assert_one_line(result, "shape (3, 8, 8)", "trained on (3, 16, 16)", "choose its data")
 
 
-def test_gated_checkpoint_for_a_network_without_gates(command, trained, tmp_path):
+def test_gated_checkpoint_for_a_network_without_gates(command, lenet5, tmp_path):
     result = command(
         "train.py",
-        *SHORT,
-        f"ckpt_path={trained['gated']}",
+        *SMALL,
+        f"ckpt_path={lenet5}",
         "without_using_gate=true",
         f"output_dir={tmp_path / 'out'}",
     )

@@ -134,7 +134,7 @@ def test_a_sweep_that_cannot_start(sweep, command):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("argument, words", SETTINGS[::12])
+@pytest.mark.parametrize("argument, words", SETTINGS[::30])
 def test_mistakes_are_said_before_anything_slow_is_imported(argument, words, tmp_path):
     result = run_process("train.py", f"output_dir={tmp_path}", argument)
     assert_one_line(result, *words)
@@ -147,8 +147,8 @@ def test_test_needs_a_checkpoint(tmp_path):
     assert result.seconds < 3
 
 
-def test_settings_that_test_py_would_ignore(trained):
-    result = run_process("test.py", f"ckpt_path={trained['gated']}", "lambda_l0=3")
+def test_settings_that_test_py_would_ignore(command, lenet5):
+    result = command("test.py", f"ckpt_path={lenet5}", "lambda_l0=3")
     assert_one_line(result, "lambda_l0=3", "the checkpoint knows it")
 
 

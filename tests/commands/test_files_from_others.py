@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SHORT, assert_one_line, checkpoint_path, run_folder
+from conftest import SMALL, assert_one_line, checkpoint_path, run_folder
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
@@ -141,11 +141,11 @@ def test_the_default_place_need_not_be_said_again(resumed, config):
 
 
 @pytest.fixture
-def hostile(trained, tmp_path):
+def hostile(lenet5, tmp_path):
     """A changed copy of a checkpoint in a folder of its own."""
 
     def change(how) -> Path:
-        checkpoint = torch.load(trained["gated"], weights_only=True)
+        checkpoint = torch.load(lenet5, weights_only=True)
         how(checkpoint["sparsereg"])
         path = tmp_path / "lightning_logs" / "version_0" / "checkpoints" / "last.ckpt"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -231,8 +231,8 @@ def test_control_characters_are_shown_not_sent(hostile, command):
 
 
 @pytest.mark.slow
-def test_training_state_that_does_not_fit(hostile, command, trained, tmp_path):
-    checkpoint = torch.load(trained["gated"], weights_only=True)
+def test_training_state_that_does_not_fit(command, lenet5, tmp_path):
+    checkpoint = torch.load(lenet5, weights_only=True)
     checkpoint["optimizer_states"][0]["param_groups"].pop()
     path = tmp_path / "last.ckpt"
     torch.save(checkpoint, path)
@@ -244,6 +244,6 @@ def test_training_state_that_does_not_fit(hostile, command, trained, tmp_path):
 def test_a_teacher_of_others(hostile, command, tmp_path):
     """It is read as a checkpoint is, under its own key."""
     path = hostile(lambda ours: ours.update(network=None))
-    arguments = (*SHORT, f"loss.teacher={path}", f"output_dir={tmp_path / 'out'}")
+    arguments = (*SMALL, f"loss.teacher={path}", f"output_dir={tmp_path / 'out'}")
     assert_one_line(command("train.py", *arguments), f"loss.teacher={path}", "not written by")
     assert not checkpoint_path(tmp_path / "out").exists()

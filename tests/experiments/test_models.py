@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, SHORT, assert_one_line
+from conftest import ROOT, SMALL, assert_one_line
 
 import sparsereg
 from experiments import models
@@ -41,9 +41,9 @@ def test_they_are_small():
 
 
 @pytest.mark.slow
-def test_a_run_is_put_there(command, trained, tmp_path, monkeypatch):
+def test_a_run_is_put_there(command, lenet5, dense, tmp_path, monkeypatch):
     monkeypatch.setattr(models, "MODELS", tmp_path / "models")
-    runs = {name: path.parents[1] for name, path in trained.items()}
+    runs = {"gated": lenet5.parents[1], "ungated": dense.parents[1]}
     for name, run in [*runs.items(), ("gated", runs["gated"])]:  # once more: the same line
         assert models.main([str(run), name, "--data", "digits"]) == 0
     for name, run in runs.items():
@@ -53,10 +53,10 @@ def test_a_run_is_put_there(command, trained, tmp_path, monkeypatch):
         summary = json.loads((run / "summary.json").read_text())
         assert f"{summary['test_acc']:.2%}" in said.out and f"{summary['params']:,}" in said.out
     assert [r.name for r in read_records(tmp_path / "models/records.csv")] == ["gated", "ungated"]
-    dense = f"ckpt_path={tmp_path}/models/ungated.pt"
-    run_gates = (*SHORT, dense, "droprate_init=0.05", f"output_dir={tmp_path}")
+    kept = f"ckpt_path={tmp_path}/models/ungated.pt"
+    run_gates = (*SMALL, kept, "droprate_init=0.05", f"output_dir={tmp_path}")
     assert command("train.py", *run_gates).code == 0, "a dense network can be given gates"
-    said = command("train.py", dense, "resume_training=true", "without_using_gate=true")
+    said = command("train.py", kept, "resume_training=true", "without_using_gate=true")
     assert_one_line(said, "without the state of a training run")
     (run / "summary.json").rename(tmp_path / "summary.json")
     try:
@@ -66,9 +66,9 @@ def test_a_run_is_put_there(command, trained, tmp_path, monkeypatch):
         (tmp_path / "summary.json").rename(run / "summary.json")
 
 
-def test_the_checkpoint_that_the_results_are_of(trained, tmp_path, monkeypatch):
+def test_the_checkpoint_that_the_results_are_of(lenet5, tmp_path, monkeypatch):
     monkeypatch.setattr(models, "MODELS", tmp_path / "models")
-    run = shutil.copytree(trained["gated"].parents[1], tmp_path / "version_0")
+    run = shutil.copytree(lenet5.parents[1], tmp_path / "version_0")
     results = json.loads((run / "summary.json").read_text())
     (run / "summary.json").write_text(json.dumps(results | {"checkpoint": "checkpoints/last.ckpt"}))
     (run / "checkpoints/best.ckpt").unlink()

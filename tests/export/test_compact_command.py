@@ -35,10 +35,9 @@ def quick(monkeypatch):
 
 
 @pytest.fixture
-def small(tmp_path, command) -> Path:
+def small(lenet5, tmp_path) -> Path:
     """Checkpoint of a network of three gated layers, half of whose channels are closed."""
-    assert command("train.py", *SMALL, f"output_dir={tmp_path / 'small'}").code == 0
-    return close_gates(checkpoint_path(tmp_path / "small"), tmp_path / "best.ckpt")
+    return close_gates(lenet5, tmp_path / "best.ckpt")
 
 
 def copy_of(checkpoint: Path, folder: Path) -> Path:
@@ -152,11 +151,11 @@ def test_training_on_resuming_and_testing(command, folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_train_cut_and_fine_tune_in_one_command(command, pruned, tmp_path):
+def test_train_cut_and_fine_tune_in_one_command(command, small, tmp_path):
     result = command(
         "train.py",
-        *SHORT,
-        f"ckpt_path={pruned}",
+        *SMALL,
+        f"ckpt_path={small}",
         "droprate_init=0.9167",  # ln α around the threshold: half of the gates are closed
         "finetune_epochs=2",
         "finetune_lr=2e-4",
@@ -172,7 +171,7 @@ def test_train_cut_and_fine_tune_in_one_command(command, pruned, tmp_path):
     assert tuned["state_dict"].keys() == {f"net.{name}" for name in small.state_dict()}
     assert gated["sparsereg"]["config"]["finetune_epochs"] == 2
     result = command("test.py", f"ckpt_path={checkpoint_path(tmp_path, 1)}", "trainer=cpu")
-    assert result.code == 0 and "260,650" in result.out
+    assert result.code == 0 and "57,080" in result.out
     last, more = f"ckpt_path={checkpoint_path(tmp_path, 1)}", "trainer.max_epochs=3"
     result = command("train.py", last, "resume_training=true", more)
     assert result.code == 0, result.err

@@ -34,12 +34,10 @@ def folder(digits, tmp_path) -> Path:
     return tmp_path / "images"
 
 
-def test_the_table(command, trained, digits, folder, tmp_path):
+def test_the_table(command, lenet5, digits, folder, tmp_path):
     """The probabilities are those of the same images from the data set itself."""
     out = tmp_path / "out.csv"
-    result = command(
-        "predict.py", f"ckpt_path={trained['gated']}", f"images={folder}", f"csv={out}"
-    )
+    result = command("predict.py", f"ckpt_path={lenet5}", f"images={folder}", f"csv={out}")
     assert result.code == 0, result.err
     header, *rows = list(csv.reader(out.read_text().splitlines()))
     assert header == ["file", "class", "probability", *map(str, range(10))]
@@ -47,7 +45,7 @@ def test_the_table(command, trained, digits, folder, tmp_path):
     batch = digits.splits.test.images[:3], digits.splits.test.labels[:3]
     images, _ = digits.on_after_batch_transfer(batch)
     with torch.no_grad():
-        expected = sparsereg.load(trained["gated"])(images).softmax(1)
+        expected = sparsereg.load(lenet5)(images).softmax(1)
     for row, shares in zip(rows, expected, strict=True):
         assert [float(cell) for cell in row[3:]] == pytest.approx(shares.tolist(), abs=2e-6)
         assert row[1] == str(int(shares.argmax())) and float(row[2]) == max(map(float, row[3:]))

@@ -58,12 +58,11 @@ def test_any_gates_cost_what_the_cut_network_has(gate_reductions, share):
     torch.manual_seed(0)
     net = GoogleNet(gate_reductions=gate_reductions)
     cost = ExpectedCost(net, IMAGE)
-    for _ in range(2):
-        is_open = torch.rand(cost.num_gates) < share
-        is_open[cost.cheapest("params", 1)] = True  # no block is without any
-        found = cost.count(is_open)
-        assert not cost.blocked(is_open)
-        assert size_when_cut(net, is_open, IMAGE) == {k: found[k] for k in ("params", "macs")}
+    is_open = torch.rand(cost.num_gates) < share
+    is_open[cost.cheapest("params", 1)] = True  # no block is without any
+    found = cost.count(is_open)
+    assert not cost.blocked(is_open)
+    assert size_when_cut(net, is_open, IMAGE) == {k: found[k] for k in ("params", "macs")}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -71,7 +70,7 @@ def test_other_networks(name):
     net = make(NETWORKS[name]).float()
     cost = ExpectedCost(net, (3, 8, 8))
     compared = 0
-    for seed in range(6):
+    for seed in range(4):
         is_open = torch.rand(cost.num_gates, generator=torch.Generator().manual_seed(seed)) < 0.5
         try:
             size = size_when_cut(net, is_open, (3, 8, 8))
@@ -93,7 +92,7 @@ def test_other_networks(name):
 def test_expectation_is_the_mean_over_random_gates(monkeypatch, gate_reductions):
     """Monte Carlo: 2,000 networks with Bernoulli gates, each one cut and counted."""
     monkeypatch.setattr(googlenet, "WIDTHS", ((1, 2, 2, 1), (2, 1, 1, 2)))  # fast to cut
-    monkeypatch.setattr(googlenet, "REDUCE", ((2, 2), (3, 1)))
+    monkeypatch.setattr(googlenet, "REDUCE", ((1, 2), (1, 1)))
     torch.manual_seed(0)
     net = GoogleNet(gate_reductions=gate_reductions)
     cost = ExpectedCost(net, (3, 8, 8))

@@ -39,7 +39,7 @@ def test_a_block_keeps_a_channel(command, tmp_path):
 def test_without_that_guard_the_collapse_is_said(command, tmp_path):
     arguments = (*STRONG, "min_open_channels=0", f"output_dir={tmp_path}")
     with pytest.warns(UserWarning, match="ignores its input.*min_open_channels=1"):
-        result = command("train.py", *SHORT, *arguments)
+        result = command("train.py", *SMALL, *arguments)
     assert result.code == 0, result.err
     assert summary(tmp_path)["params"] == 0
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 import torch
-from conftest import SHORT, SMALL, checkpoint_path
+from conftest import SMALL, checkpoint_path
 from forked import FORKS, Forked
 
 import sparsereg
@@ -44,8 +44,8 @@ def test_sigkill_during_the_write_leaves_the_earlier_file(tmp_path):
 @pytest.mark.slow
 def test_full_disk_keeps_the_earlier_checkpoint(tmp_path):
     """The whole program, on a disk that takes the first checkpoint but not a larger one."""
-    arguments = ("train.py", *SHORT, f"output_dir={tmp_path / 'run'}")
-    process = Forked(tmp_path / "said", *arguments, largest_file=2 * 10**6)
+    arguments = ("train.py", *SMALL, f"output_dir={tmp_path / 'run'}")
+    process = Forked(tmp_path / "said", *arguments, largest_file=4 * 10**5)
     assert process.end() == 1
     said = process.err.read_text()
     assert "error: cannot save " in said and os.strerror(errno.EFBIG) in said
@@ -110,9 +110,9 @@ def test_best_is_of_a_validated_epoch(command, tmp_path):
     assert read_checkpoint(checkpoint_path(tmp_path))["epoch"] == 2
 
 
-def test_checkpoint_of_a_gpu_is_read_on_the_cpu(trained, tmp_path, monkeypatch):
+def test_checkpoint_of_a_gpu_is_read_on_the_cpu(lenet5, tmp_path, monkeypatch):
     """A file whose tensors say that they were on cuda:0, on a machine that may have none."""
-    checkpoint = read_checkpoint(trained["gated"])
+    checkpoint = read_checkpoint(lenet5)
     path = tmp_path / "gpu.ckpt"
     monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
     torch.save(checkpoint, path)
@@ -138,7 +138,7 @@ def test_load_weights_names_what_does_not_fit(trained):
         load_weights(GoogleNet(), ungated, new_gates=True)
 
 
-def test_checkpoints_hold_plain_types_only(trained):
+def test_checkpoints_hold_plain_types_only(lenet5):
     plain = (dict, list, tuple, str, int, float, bool, type(None), torch.Tensor)
 
     def check(node, path):
@@ -150,7 +150,7 @@ def test_checkpoints_hold_plain_types_only(trained):
             for i, value in enumerate(node):
                 check(value, f"{path}[{i}]")
 
-    check(read_checkpoint(trained["gated"]), "checkpoint")
+    check(read_checkpoint(lenet5), "checkpoint")
 
 
 def test_load_refuses_other_files(tmp_path):

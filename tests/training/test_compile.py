@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import SHORT, assert_one_line
+from conftest import SMALL, assert_one_line
 from torch import Tensor, nn
 
 from sparsereg.model.basic_l0_blocks import L0Gate
@@ -68,11 +68,11 @@ def test_compiled_and_eager_losses_are_the_same():
 def test_compiling_needs_a_compiler(command, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("CXX", "no-compiler")
-    result = command("train.py", *SHORT, "compile=true", f"output_dir={tmp_path}")
+    result = command("train.py", *SMALL, "compile=true", f"output_dir={tmp_path}")
     assert_one_line(result, "compile=true", "C++ compiler")
 
 
 @pytest.mark.parametrize("value", ["maybe", "1"])
 def test_compile_is_true_or_false(command, value, tmp_path):
-    result = command("train.py", *SHORT, f"compile={value}", f"output_dir={tmp_path}")
+    result = command("train.py", *SMALL, f"compile={value}", f"output_dir={tmp_path}")
     assert_one_line(result, "compile", "true or false")

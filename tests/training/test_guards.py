@@ -6,7 +6,7 @@ import types
 
 import pytest
 import torch
-from conftest import SHORT, Result, assert_one_line, checkpoint_path, run_folder, summary
+from conftest import SMALL, Result, assert_one_line, checkpoint_path, run_folder, summary
 from hydra import compose, initialize_config_dir
 
 from sparsereg.checkpoint import read_checkpoint
@@ -45,7 +45,7 @@ def test_a_network_whose_outputs_are_nan_is_not_the_best(command, tmp_path, monk
         return step(module, batch, split, accuracy)
 
     monkeypatch.setattr(L0Module, "evaluation_step", overflow)
-    result = command("train.py", *SHORT, "trainer.max_epochs=3", f"output_dir={tmp_path}")
+    result = command("train.py", *SMALL, "trainer.max_epochs=3", f"output_dir={tmp_path}")
     assert result.code == 1 and epochs, result.err
     assert "the validation loss is no longer finite after epoch 2" in result.err
     assert read_checkpoint(checkpoint_path(tmp_path, name="best.ckpt"))["epoch"] == 0
@@ -68,7 +68,7 @@ def test_processes_have_a_time_limit_to_start():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what is said where there is no GPU")
 def test_half_precision_needs_a_gpu(command):
     assert_one_line(
-        command("train.py", *SHORT, "trainer.precision=16-mixed"), "16-mixed needs a GPU", "bf16"
+        command("train.py", *SMALL, "trainer.precision=16-mixed"), "16-mixed needs a GPU", "bf16"
     )
 
 
@@ -90,7 +90,7 @@ def test_a_folder_renamed_midway(command, tmp_path, monkeypatch):
             run_folder(tmp_path).rename(tmp_path / "lightning_logs" / "old")
 
     monkeypatch.setattr(EpochLine, "on_train_epoch_end", rename)
-    result = command("train.py", *SHORT, "trainer.max_epochs=3", f"output_dir={tmp_path}")
+    result = command("train.py", *SMALL, "trainer.max_epochs=3", f"output_dir={tmp_path}")
     assert result.code == 1 and "Traceback" not in result.err
     assert f"the last good checkpoint is {checkpoint_path(tmp_path)}, wherever" in result.err
     assert sum(line.startswith("error: ") for line in result.err.splitlines()) == 1
@@ -98,10 +98,10 @@ def test_a_folder_renamed_midway(command, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def unfinished(trained, tmp_path):
+def unfinished(lenet5, tmp_path):
     """A run that was killed between its last epoch and its summary."""
     run = run_folder(tmp_path)
-    shutil.copytree(trained["gated"].parents[1], run)
+    shutil.copytree(lenet5.parents[1], run)
     (run / "summary.json").unlink()
     return run / "checkpoints" / "last.ckpt"
 
@@ -111,10 +111,10 @@ def resume(command, last) -> Result:
 
 
 @pytest.mark.slow
-def test_a_run_killed_before_its_results_gets_them(unfinished, command, trained, tmp_path):
+def test_a_run_killed_before_its_results_gets_them(unfinished, command, lenet5, tmp_path):
     result = resume(command, unfinished)
     assert result.code == 0, result.err
-    results, expected = summary(tmp_path, 1), summary(trained["gated"].parents[3])
+    results, expected = summary(tmp_path, 1), summary(lenet5.parents[3])
     same = ("val_acc", "test_acc", "L_C0", "sparsity", "params")
     assert {key: results[key] for key in same} == {key: expected[key] for key in same}
     for name in ("last.ckpt", "best.ckpt"):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import SHORT, assert_one_line, checkpoint_path
+from conftest import SMALL, assert_one_line, checkpoint_path
 from torch import nn
 
 import sparsereg
@@ -34,17 +34,17 @@ def test_label_smoothing():
 
 
 @pytest.mark.parametrize("weight, temperature", [(0.3, 4.0), (1.0, 1.0)])
-def test_distillation(trained, weight, temperature):
+def test_distillation(dense, weight, temperature):
     images, logits, labels = random_batch()
     with torch.no_grad():
-        teacher = sparsereg.load(trained["ungated"])(images).double().numpy()
+        teacher = sparsereg.load(dense)(images).double().numpy()
     student = logits.double().numpy()
     p = log_softmax(teacher / temperature)
     kl = (np.exp(p) * (p - log_softmax(student / temperature))).sum(1).mean()
     ce = -log_softmax(student)[range(8), labels].mean()
     expected = (1 - weight) * ce + weight * temperature**2 * kl
     loss = ClassificationLoss(
-        teacher=str(trained["ungated"]), teacher_weight=weight, teacher_temperature=temperature
+        teacher=str(dense), teacher_weight=weight, teacher_temperature=temperature
     )
     assert loss(images, logits, labels).item() == pytest.approx(expected, rel=1e-4)
 
@@ -58,24 +58,24 @@ def test_a_gated_teacher_answers_as_it_does_in_eval_mode(pruned):
 
 
 @pytest.mark.slow
-def test_a_run_with_a_teacher(command, trained, tmp_path):
+def test_a_run_with_a_teacher(command, dense, lenet5, tmp_path):
     """It learns from the teacher, whose weights do not change and are not saved."""
-    teacher = f"loss.teacher={trained['ungated']}"
-    result = command("train.py", *SHORT, teacher, "lambda_l0=0", f"output_dir={tmp_path}")
+    teacher = f"loss.teacher={dense}"
+    result = command("train.py", *SMALL, teacher, "lambda_l0=0", f"output_dir={tmp_path}")
     assert result.code == 0, result.err
     keys = read_checkpoint(checkpoint_path(tmp_path))["state_dict"].keys()
-    assert keys == read_checkpoint(trained["gated"])["state_dict"].keys()
+    assert keys == read_checkpoint(lenet5)["state_dict"].keys()
 
 
 @pytest.mark.slow
-def test_what_a_teacher_must_be(command, trained, tmp_path):
-    missing = command("train.py", *SHORT, f"loss.teacher={tmp_path / 'none.ckpt'}")
+def test_what_a_teacher_must_be(command, dense, tmp_path):
+    missing = command("train.py", *SMALL, f"loss.teacher={tmp_path / 'none.ckpt'}")
     assert_one_line(missing, "loss.teacher=", "does not exist")
-    checkpoint = torch.load(trained["ungated"], weights_only=True)
+    checkpoint = torch.load(dense, weights_only=True)
     checkpoint["sparsereg"]["data"]["classes"] = ["cat"] * 10
     torch.save(checkpoint, tmp_path / "cats.ckpt")
     other = command(
-        "train.py", *SHORT, f"loss.teacher={tmp_path / 'cats.ckpt'}", f"output_dir={tmp_path}"
+        "train.py", *SMALL, f"loss.teacher={tmp_path / 'cats.ckpt'}", f"output_dir={tmp_path}"
     )
     assert_one_line(other, "loss.teacher was trained on", "cat")
 
@@ -97,9 +97,9 @@ def test_flip_tta():
 
 
 @pytest.mark.slow
-def test_test_py_takes_flip_tta(command, trained, monkeypatch):
+def test_test_py_takes_flip_tta(command, dense, monkeypatch):
     used = []
     monkeypatch.setattr(L0Module, "on_test_start", lambda self: used.append(self.flip_tta))
     for extra in ((), ("flip_tta=true",)):
-        assert command("test.py", f"ckpt_path={trained['ungated']}", *extra).code == 0
+        assert command("test.py", f"ckpt_path={dense}", *extra).code == 0
     assert used == [False, True]

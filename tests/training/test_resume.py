@@ -17,6 +17,7 @@ pytestmark = pytest.mark.slow
 
 RUN = (  # everything that has a state: noise, shuffling, augmentation, momentum, two schedules
     "data=digits",
+    "model=lenet5",  # a fifth of the time
     "data.batch_size=32",
     "data.flip=true",
     "trainer=cpu",
@@ -32,11 +33,11 @@ VARIANTS = {
     ),
     "target": (  # whose multiplier has risen, and restarted, when the run is killed
         *("gate_lr=0.05", "scheduler=one_cycle", "target_sparsity=0.4", "cost=params"),
-        "model=lenet5",  # a fifth of the time
         *("dual_lr=5.0", "target_warmup=2", "settle_epochs=1.5"),
     ),
     "target by layer": (
-        *("gate_lr=0.05", "scheduler=constant", "cost=weights"),
+        *("model=googlenet", "gate_lr=0.05", "scheduler=constant", "cost=weights"),
+        "trainer.limit_train_batches=4",
         "target_sparsity={block1*:0.4,block8*:0.2}",
         *("dual_lr=5.0", "target_warmup=2", "settle_epochs=1.5", "loga_bounds=[-4,4]"),
     ),
@@ -47,6 +48,7 @@ VARIANTS = {
 }
 
 
+LONG_EPOCHS = ("trainer.limit_train_batches=39",)  # in which a signal is in time
 STATES = ("state_dict", "optimizer_states", "lr_schedulers", "callbacks", "loops")
 AVERAGED = ("current_model_state", "averaging_state")
 
@@ -139,9 +141,9 @@ def assert_same_runs(whole: Path, parts: Path, versions: list[int], averaged: bo
     assert not differing
 
 
-def test_a_checkpoint_of_the_flat_layout(command, trained, tmp_path):
+def test_a_checkpoint_of_the_flat_layout(command, lenet5, tmp_path):
     """Its settings name classes where they were before the package had folders."""
-    checkpoint = torch.load(trained["gated"], weights_only=True)
+    checkpoint = torch.load(lenet5, weights_only=True)
     config = checkpoint["sparsereg"]["config"]
     config["scheduler"]["_target_"] = "sparsereg.schedules.multistep"
     config["loss"]["_target_"] = "sparsereg.loss.ClassificationLoss"
@@ -156,7 +158,7 @@ def test_a_checkpoint_of_the_flat_layout(command, trained, tmp_path):
 
 def test_terminated(tmp_path):
     """As the scheduler of a cluster does it."""
-    code, out = stop_after(2, signal.SIGTERM, tmp_path / "run", *RUN)
+    code, out = stop_after(2, signal.SIGTERM, tmp_path / "run", *RUN, *LONG_EPOCHS)
     last = checkpoint_path(tmp_path / "run")
     assert code == 143
     assert f"python train.py ckpt_path={last} resume_training=true" in out
@@ -168,7 +170,7 @@ def test_terminated(tmp_path):
 def test_interrupted(command, tmp_path):
     """By Ctrl-C, in a folder of any name: a shell understands the command that is printed."""
     folder = tmp_path / "a [b]=c"
-    code, out = stop_after(1, signal.SIGINT, folder, *RUN, "trainer.max_epochs=2")
+    code, out = stop_after(1, signal.SIGINT, folder, *RUN, *LONG_EPOCHS, "trainer.max_epochs=2")
     assert code == 130 and "Traceback" not in out
     line = next(line for line in out.splitlines() if line.startswith("stopped; to go on: python "))
     result = command(*shlex.split(line.removeprefix("stopped; to go on: python ")))
@@ -179,7 +181,7 @@ def test_interrupted(command, tmp_path):
 def test_stopped_in_the_first_epoch(command, tmp_path):
     """There is a checkpoint from the first step on, and it resumes exactly too."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    arguments = (*RUN, "trainer.max_epochs=1")
+    arguments = (*RUN, *LONG_EPOCHS, "trainer.max_epochs=1")
     result = command("train.py", *arguments, f"output_dir={whole}")
     assert result.code == 0, result.err
     process = Forked(tmp_path / "said", "train.py", *arguments, f"output_dir={parts}")
@@ -199,7 +201,7 @@ def test_stopped_in_the_first_epoch(command, tmp_path):
 
 def test_distributed_run_stopped_by_a_signal(tmp_path):
     distributed = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
-    arguments = ("data=digits", "trainer.limit_train_batches=4", "trainer.max_epochs=50")
+    arguments = (*RUN, "trainer.limit_train_batches=4", "trainer.max_epochs=50")
     process = launch("train.py", *arguments, *distributed, f"output_dir={tmp_path}")
     for line in process.stdout:
         if line.startswith("epoch 1/"):

@@ -29,7 +29,7 @@ from sparsereg.model.basic_l0_blocks import prob_nonzero
 @pytest.mark.slow
 def test_contract(command, tmp_path):
     """No gates, resume, gates from scratch, new gates on trained weights, test: word for word."""
-    short = (*SHORT, f"output_dir={tmp_path}")
+    short = (*SMALL, f"output_dir={tmp_path}")
     start = ("ckpt_path=null", "resume_training=false")
     dense = checkpoint_path(tmp_path, 0)
     runs = [
@@ -53,27 +53,28 @@ def test_contract(command, tmp_path):
         path = checkpoint_path(tmp_path, version)
         result = command("test.py", f"ckpt_path={path}")
         assert_quiet(result)
-        assert str(path) in result.out and "260,650" in result.out
+        assert str(path) in result.out and "57,080" in result.out
         assert ("L_C0" in result.out) == gated
     assert read_checkpoint(checkpoint_path(tmp_path, 1))["epoch"] == 1
 
 
 @pytest.mark.slow
-def test_pretrained_weights_get_new_gates(command, trained, tmp_path):
+def test_pretrained_weights_get_new_gates(command, dense, lenet5, tmp_path):
     """θ comes from the checkpoint, the gates from droprate_init, whether it was gated or not."""
-    for name in ("ungated", "gated"):
-        weights = read_checkpoint(trained[name])["state_dict"]
+    for checkpoint in (dense, lenet5):
+        weights = read_checkpoint(checkpoint)["state_dict"]
+        name = checkpoint.stem
         result = command(
             "train.py",
-            *SHORT,
-            f"ckpt_path={trained[name]}",
+            *SMALL,
+            f"ckpt_path={checkpoint}",
             "droprate_init=0.05",
             "optimizer.lr=1e-12",
             f"output_dir={tmp_path / name}",
         )
         assert result.code == 0, result.err
         new = read_checkpoint(checkpoint_path(tmp_path / name))["state_dict"]
-        key = "net.blocks.block5.branches.3x3.1.0.weight"
+        key = "net.conv2.weight"
         torch.testing.assert_close(new[key], weights[key], rtol=1e-5, atol=1e-8)
         gates = torch.cat([new[key] for key in new if key.endswith("qz_loga")])
         assert prob_nonzero(gates).mean().item() == pytest.approx(0.9895, abs=5e-4)
@@ -153,8 +154,8 @@ def test_load_in_one_line(trained):
 
 
 @pytest.mark.slow
-def test_multirun_runs_every_job_and_reports_the_failure(tmp_path):
-    result = run_process(
+def test_multirun_runs_every_job_and_reports_the_failure(command, tmp_path):
+    result = command(
         "train.py",
         "--multirun",
         *SMALL,
