@@ -11,6 +11,7 @@ from sparsereg.model.basic_l0_blocks import gate_layers
 from sparsereg.sparsity.cost import ExpectedCost
 from sparsereg.sparsity.size import count
 from sparsereg.surgery.insert import place_gates
+from sparsereg.surgery.plain_graph import check_savable
 
 SHAPE = (3, 16, 16)
 
@@ -83,7 +84,9 @@ class Volume(Network):
 
 
 def gated(net: nn.Module) -> nn.Module:
-    return place_gates(net, coupled=True, example=torch.zeros(1, *SHAPE))[0]
+    net, _ = place_gates(net, coupled=True, example=torch.zeros(1, *SHAPE))
+    check_savable(net)
+    return net
 
 
 @pytest.mark.parametrize(
