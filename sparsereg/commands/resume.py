@@ -42,6 +42,7 @@ from sparsereg.commands.values import is_plain, is_plain_table
 from sparsereg.errors import UserError, printable
 
 TAKEN = (AVERAGED, "callbacks.epoch_seed")  # the callbacks that a file has a say in
+EVALUATED = "callbacks.checkpoints.evaluate"  # best or last
 
 
 def settings_of(checkpoint: dict, cfg: DictConfig, keys: tuple[str, ...] = ()) -> DictConfig:
@@ -77,7 +78,8 @@ def settings_of(checkpoint: dict, cfg: DictConfig, keys: tuple[str, ...] = ()) -
 def saved_settings(checkpoint: dict, keys: tuple[str, ...]) -> dict[str, Any]:
     """{dotted key: plain value} of a checkpoint's settings; groups have the name of their class.
 
-    Of its callbacks the average of the weights and the seed are taken, the others only watch.
+    Of its callbacks the average of the weights and the seed are taken, and which checkpoint is
+    tested; the others only watch.
     """
     try:
         flat = flatten(checkpoint["sparsereg"]["config"])
@@ -96,7 +98,7 @@ def saved_settings(checkpoint: dict, keys: tuple[str, ...]) -> dict[str, Any]:
 
 
 def is_watching(key: str) -> bool:
-    return first_part(key) == "callbacks" and not key.startswith(TAKEN)
+    return first_part(key) == "callbacks" and not key.startswith((*TAKEN, EVALUATED))
 
 
 def check_saved(key: str, value: Any) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import checkpoint_path, launch, run_folder
+from conftest import SMALL, checkpoint_path, launch, run_folder, summary
 from forked import Forked
 
 from sparsereg.checkpoint import read_checkpoint
@@ -211,3 +211,12 @@ def test_distributed_run_stopped_by_a_signal(tmp_path):
     assert process.returncode == 143
     assert (out + err).count("stopped; to go on") == 1 and "Traceback" not in out + err
     read_checkpoint(checkpoint_path(tmp_path))
+
+
+def test_the_checkpoint_that_is_tested_stays_the_same(command, tmp_path):
+    last = "callbacks.checkpoints.evaluate=last"
+    assert command("train.py", *SMALL, last, f"output_dir={tmp_path}").code == 0
+    resumed = (f"ckpt_path={checkpoint_path(tmp_path)}", "resume_training=true")
+    more = (*resumed, "trainer.max_epochs=2", "trainer.accelerator=cpu", f"output_dir={tmp_path}")
+    assert command("train.py", *more).code == 0
+    assert summary(tmp_path, 1)["checkpoint"] == "checkpoints/last.ckpt"
