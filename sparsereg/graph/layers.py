@@ -222,7 +222,11 @@ def does_the_same_in_eval(module: nn.Module, plain: nn.Module, first: Any) -> bo
         with torch.no_grad():
             a, b = module(x) if size else first, plain(x)
         tolerance = 1e-9 if x.dtype == torch.float64 else 1e-4
-        if a.shape != b.shape or not torch.allclose(a, b, rtol=tolerance, atol=tolerance):
+        if (
+            not isinstance(a, Tensor)
+            or a.shape != b.shape
+            or not torch.allclose(a, b, rtol=tolerance, atol=tolerance)
+        ):
             return False
     return True
 

@@ -48,20 +48,20 @@ def verify(net: nn.Module, gated: GatedNetwork, example: Tensor) -> dict[str, fl
 def in_double(
     net: nn.Module, gated: GatedNetwork, images: Tensor
 ) -> tuple[GatedNetwork, Tensor, Tensor]:
-    """A copy of the gated network, the images, and what `net` computes of them, in eval mode and in
-    double precision, if the code allows that."""
+    """A copy of the gated network, the images, and what `net`, which may change those that it is
+    given, computes of them, in eval mode and in double precision, if the code allows that."""
     net, gated = (copy.deepcopy(n).cpu() for n in (net, gated))
     for each in (net, gated):
         each.eval()
     images = images.double().cpu()
     try:
         with torch.no_grad():
-            return gated.double(), images, net.double()(images)
+            return gated.double(), images, net.double()(images.clone())
     except (RuntimeError, TypeError):  # it makes tensors of single precision itself
         images = images.float()
     try:
         with torch.no_grad():
-            return gated.float(), images, net.float()(images)
+            return gated.float(), images, net.float()(images.clone())
     except (RuntimeError, TypeError) as error:
         why = f"computes in several precisions{stopped_at(error, net)}: {first_line(error)}"
         raise UserError(f"{type(net).__name__} {why}") from error

@@ -66,6 +66,11 @@ def masked(n, x):
     return x * x.masked_fill(x < -5.0, float("-inf")).softmax(1)
 
 
+class Pair(nn.Conv2d):
+    def forward(self, x: Tensor) -> tuple[Tensor, int]:
+        return super().forward(x), 0
+
+
 class Silent(Rare):
     def train(self, mode: bool = True) -> None:
         super().train(mode)
@@ -127,6 +132,7 @@ ACCEPTED = {
         ),
         e=conv(),
     ),
+    "a layer with two results": lambda: Rare(lambda n, x: n.e(x)[0], e=Pair(8, 8, 3, padding=1)),
     "what it has": lambda: Rare(
         lambda n, x: x.tensors if hasattr(x, "tensors") else n.e(x), e=conv()
     ),
