@@ -70,9 +70,9 @@ class BestAndLast(pl.callbacks.Checkpoint):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.ckpt_path and self.epochs >= trainer.max_epochs:  # only the rest is left to do
-            self.adopt(trainer, Path(trainer.ckpt_path), self.last)
             best = Path(trainer.ckpt_path).with_name("best.ckpt")
             self.adopt(trainer, best if best.exists() else Path(trainer.ckpt_path), self.best)
+            self.adopt(trainer, Path(trainer.ckpt_path), self.last)  # with its best beside it
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.ckpt_path and self.best_score > NO_EPOCH:

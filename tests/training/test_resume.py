@@ -2,6 +2,7 @@
 
 import csv
 import shlex
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -12,6 +13,8 @@ from conftest import SMALL, checkpoint_path, launch, run_folder, summary
 from forked import Forked
 
 from sparsereg.checkpoint import read_checkpoint
+from sparsereg.commands.command_line import stop
+from sparsereg.training.saving import BestAndLast
 
 pytestmark = pytest.mark.slow
 
@@ -60,7 +63,7 @@ def stop_after(epoch: int, signum: int, folder: Path, *arguments: str) -> tuple[
         if line.startswith(f"epoch {epoch}/"):
             while read_checkpoint(checkpoint_path(folder))["epoch"] < epoch - 1:
                 time.sleep(0.01)
-            time.sleep(0.2)
+            time.sleep(0.02)
             process.signal(signum)
     return process.end(), process.out.read_text() + process.err.read_text()
 
@@ -154,6 +157,21 @@ def test_a_checkpoint_of_the_flat_layout(command, lenet5, tmp_path):
     result = command("train.py", f"ckpt_path={last}", "resume_training=true", *more)
     assert result.code == 0, result.err
     assert read_checkpoint(checkpoint_path(tmp_path))["epoch"] == 1
+
+
+def test_stopped_while_a_complete_run_is_taken_over(command, lenet5, tmp_path, monkeypatch):
+    """No last.ckpt without its best.ckpt beside it: a run that went on from there had lost it."""
+    adopt = BestAndLast.adopt
+    monkeypatch.setattr(
+        BestAndLast, "adopt", lambda *files: (adopt(*files), stop(signal.SIGINT, None))
+    )
+    shutil.copytree(run_folder(lenet5.parents[3]), run_folder(tmp_path))
+    (run_folder(tmp_path) / "summary.json").unlink()  # stopped before it was evaluated
+    resumed = (f"ckpt_path={checkpoint_path(tmp_path)}", "resume_training=true")
+    assert command("train.py", *resumed).code == 130
+    checkpoints = sorted(checkpoint_path(tmp_path, 1).parent.iterdir())
+    assert [path.name for path in checkpoints] == ["best.ckpt"]
+    assert checkpoints[0].read_bytes() == lenet5.with_name("best.ckpt").read_bytes()
 
 
 def test_terminated(tmp_path):
