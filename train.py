@@ -62,10 +62,15 @@ def method_of(cfg: DictConfig) -> Callable[[DictConfig, list[str]], dict]:
 
 
 def train(
-    cfg: DictConfig, overrides: list[str], stopped: Path | None = None, test: bool = True
+    cfg: DictConfig,
+    overrides: list[str],
+    stopped: Path | None = None,
+    test: bool = True,
+    is_last: bool = True,
 ) -> dict:
     """Train a network, or train it on from the checkpoint of a run that was `stopped`, and evaluate
-    it, unless `test` is false without the test set."""
+    it, unless `test` is false without the test set; the last of a command says what to type next.
+    """
     with importing():  # takes seconds: only when the settings are right
         import pytorch_lightning as pl
         import torch
@@ -139,7 +144,8 @@ def train(
     evaluated = trainer.checkpoint_callback.evaluated
     load_weights(net, read_checkpoint(evaluated))
     results = evaluate(trainer, module, data, evaluated, test) | {"train_seconds": seconds}
-    finish(trainer, cfg, results, runs / f"version_{version}")
+    folder = runs / f"version_{version}"
+    finish(trainer, cfg, results, folder, is_last and not cfg.finetune_epochs)
     if cfg.finetune_epochs:
         last = trainer.checkpoint_callback.last  # the best may be from before its gates closed
         cut = None
@@ -148,7 +154,7 @@ def train(
         cut = trainer.strategy.broadcast(cut)
         if trainer.is_global_zero:
             print(printable(f"cut {last} to {cut}, which is now trained on"), flush=True)
-        return train(finetune_settings(cfg, cut), [])
+        return train(finetune_settings(cfg, cut), [], is_last=is_last)
     return results
 
 

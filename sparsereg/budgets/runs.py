@@ -48,7 +48,7 @@ class Runs:
     def finish(self, cfg: DictConfig) -> tuple[Path, dict]:
         found = find_finished(cfg)
         if found is None:
-            self.train(cfg, [], stopped_run(cfg), self.test)
+            self.train(cfg, [], stopped_run(cfg), self.test, is_last=False)
             found = find_finished(cfg)
         folder, results = found
         return folder / "checkpoints", results

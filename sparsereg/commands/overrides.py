@@ -49,13 +49,21 @@ def typed() -> list[str]:
     return list(HydraConfig.get().overrides.task)
 
 
+@functools.cache  # composing takes a tenth of a second
+def default_settings() -> DictConfig:
+    """Those of train.py when nothing is typed; read only."""
+    cfg = compose("train")
+    OmegaConf.set_readonly(cfg, True)
+    return cfg
+
+
 def given_settings(cfg: DictConfig) -> set[str]:
     """The command line's own settings: typed, or changed by what is typed (`trainer=gpu`).
 
     A group is, if another class is chosen for it, or the group is typed: another data set or
     optimizer has other keys. Every trainer has the same.
     """
-    now, defaults = (flatten(to_plain(c)) for c in (cfg, compose("train")))
+    now, defaults = (flatten(to_plain(c)) for c in (cfg, default_settings()))
     changed = {key for key in now if now[key] != defaults.get(key)}
     keys = {key_of(override) for override in typed()}
     return (changed | keys) - {"trainer"}
@@ -108,7 +116,7 @@ def command_again(cfg: DictConfig, *more: str) -> str:
 
 def settings_beside(kept: list[str], cfg: DictConfig) -> list[str]:
     """What is to be typed beside `kept` for the settings `cfg`, but for gates and what is shown."""
-    wanted, now = to_plain(cfg), to_plain(compose("train"))
+    wanted, now = to_plain(cfg), to_plain(default_settings())
     near = {group: nearest_option(group, wanted[group]) for group in GROUPS}
     groups = [f"{g}={near[g]}" for g in GROUPS if near[g] != nearest_option(g, now[g])]
     flat = flatten(wanted)

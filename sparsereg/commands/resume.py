@@ -21,6 +21,7 @@ from sparsereg.commands.overrides import (
     AVERAGED,
     GROUPS,
     as_argument,
+    default_settings,
     first_part,
     given_settings,
     group_of,
@@ -215,7 +216,7 @@ def say_what_is_not_taken(checkpoint: dict, cfg: DictConfig) -> None:
 
 def finetune_settings(cfg: DictConfig, cut: Path) -> DictConfig:
     """Settings of the run that trains the cut network on."""
-    cfg, defaults = copy.deepcopy(cfg), compose("train")
+    cfg, defaults = copy.deepcopy(cfg), default_settings()
     cfg.trainer.max_epochs = cfg.finetune_epochs
     if cfg.finetune_lr is not None:
         cfg.optimizer.lr = cfg.finetune_lr

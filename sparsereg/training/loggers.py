@@ -9,12 +9,12 @@ from typing import Any
 
 import pytorch_lightning as pl
 from filelock import FileLock
-from hydra import compose
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, WandbLogger
 
 from sparsereg.commands.comparable import network_name, reported_settings
+from sparsereg.commands.overrides import default_settings
 from sparsereg.commands.settings import to_plain
 
 RUN_NAME = {"wandb": "name", "mlflow": "run_name"}  # what they call "version_N"
@@ -117,7 +117,7 @@ def settings_to_log(cfg: DictConfig) -> dict:
 
 def hparams(cfg: DictConfig) -> dict[str, Any]:
     """For TensorBoard's table of runs: numbers, and words for truth values and what is not set."""
-    config, defaults = to_plain(cfg), to_plain(compose("train"))
+    config, defaults = to_plain(cfg), to_plain(default_settings())
     flat, usual = reported_settings(config), reported_settings(defaults)
     shown = {key: config[key] for key in SETTINGS}
     shown |= {"data": flat["data"], "model": network_name(flat)}

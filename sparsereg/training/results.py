@@ -19,7 +19,7 @@ from sparsereg.budgets.size import TargetSize
 from sparsereg.budgets.target_latency import TOLERANCE as LATENCY_TOLERANCE
 from sparsereg.budgets.target_latency import TargetLatency
 from sparsereg.checkpoint import is_compact
-from sparsereg.commands.overrides import as_argument, command_again, trains_several
+from sparsereg.commands.overrides import as_argument, command_again
 from sparsereg.errors import printable
 from sparsereg.files import write_atomically
 from sparsereg.model.basic_l0_blocks import deterministic_gate, gate_layers, prob_nonzero
@@ -151,8 +151,11 @@ def warn_missed(results: dict) -> None:
             )
 
 
-def finish(trainer: pl.Trainer, cfg: DictConfig, results: dict, folder: Path) -> None:
-    """Print the summary, keep it as summary.json, and log it beside the settings."""
+def finish(
+    trainer: pl.Trainer, cfg: DictConfig, results: dict, folder: Path, is_last: bool
+) -> None:
+    """Print the summary, keep it as summary.json, and log it beside the settings; after the last
+    run of a command, print what to type next."""
     if not trainer.is_global_zero:
         return
     found = dense_run(cfg)
@@ -167,7 +170,6 @@ def finish(trainer: pl.Trainer, cfg: DictConfig, results: dict, folder: Path) ->
     logger.log_hyperparams(hparams(cfg), {tag_of(key): value for key, value in final.items()})
     logger.finalize("success")
     log_final(trainer.loggers, final)
-    is_last = not cfg.finetune_epochs and not trains_several()
     if is_last and HydraConfig.get().mode != RunMode.MULTIRUN:
         is_cut = is_compact({"sparsereg": trainer.lightning_module.record})
         lines = next_commands(cfg, Path(results["checkpoint"]), found, is_cut)
