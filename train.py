@@ -12,7 +12,6 @@ python train.py target_latency=0.4                                          # or
 python train.py lambda_l0=1.0 finetune_epochs=20                            # cut, then train on
 """
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -129,21 +128,21 @@ def train(
     callbacks = [instantiate(c, _convert_="all") for c in cfg.callbacks.values() if c]
     if cfg.trainer.enable_progress_bar:
         callbacks.append(ProgressBar())
+    timer = pl.callbacks.Timer()  # goes on in a resumed run
     trainer = instantiate(cfg.trainer, _convert_="all")(
-        callbacks=callbacks,
+        callbacks=[*callbacks, timer],
         precision=precision,
         logger=new_loggers(cfg, version),
         plugins=[AtomicCheckpointIO()],
         strategy=strategy_of(cfg),
     )
-    start = time.perf_counter()
     resume_from = cfg.ckpt_path if cfg.resume_training else stopped
     trainer.fit(module, data, ckpt_path=resume_from, weights_only=True)
-    seconds = time.perf_counter() - start
 
     evaluated = trainer.checkpoint_callback.evaluated
     load_weights(net, read_checkpoint(evaluated))
-    results = evaluate(trainer, module, data, evaluated, test) | {"train_seconds": seconds}
+    results = evaluate(trainer, module, data, evaluated, test)
+    results["train_seconds"] = timer.time_elapsed("train")
     folder = runs / f"version_{version}"
     finish(trainer, cfg, results, folder, is_last and not cfg.finetune_epochs)
     if cfg.finetune_epochs:

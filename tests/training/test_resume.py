@@ -134,6 +134,8 @@ def assert_same_runs(whole: Path, parts: Path, versions: list[int], averaged: bo
         expected = read_checkpoint(checkpoint_path(whole, name=name))
         resumed = read_checkpoint(checkpoint_path(parts, versions[-1], name))
         assert all((key in expected) == averaged for key in AVERAGED)
+        for checkpoint in (expected, resumed):
+            assert checkpoint["callbacks"].pop("Timer")["time_elapsed"]["train"] > 0
         for key in keys:
             assert_same(expected.get(key), resumed.get(key), f"{name}: {key}")
     expected, found = metrics(run_folder(whole)), {}
@@ -231,10 +233,12 @@ def test_distributed_run_stopped_by_a_signal(tmp_path):
     read_checkpoint(checkpoint_path(tmp_path))
 
 
-def test_the_checkpoint_that_is_tested_stays_the_same(command, tmp_path):
+def test_the_tested_checkpoint_stays_the_same_and_the_time_goes_on(command, tmp_path):
     last = "callbacks.checkpoints.evaluate=last"
     assert command("train.py", *SMALL, last, f"output_dir={tmp_path}").code == 0
     resumed = (f"ckpt_path={checkpoint_path(tmp_path)}", "resume_training=true")
     more = (*resumed, "trainer.max_epochs=2", "trainer.accelerator=cpu", f"output_dir={tmp_path}")
     assert command("train.py", *more).code == 0
-    assert summary(tmp_path, 1)["checkpoint"] == "checkpoints/last.ckpt"
+    results = [summary(tmp_path, version) for version in (0, 1)]
+    assert results[1]["checkpoint"] == "checkpoints/last.ckpt"
+    assert results[1]["train_seconds"] > results[0]["train_seconds"]  # of both parts
