@@ -35,10 +35,13 @@ def trace_both_modes(net: nn.Module, example: Tensor | None) -> tuple[fx.GraphMo
     while True:
         versions = {name: (buffer, buffer._version) for name, buffer in net.named_buffers()}
         net.eval()  # which may give nothing, where a network has its own
+        known = {*opaque}
         evaluated, _ = record(net, images, opaque, computing)
         more = torch.cat([images, images[:1]])
         net.train()
         trained, decided = record(net, more, opaque, computing)
+        if opaque != known:  # one of the two has met code that cannot be recorded
+            continue
         check_random(net, evaluated)
         drawn = dict.fromkeys(trained.meta["random"], "it draws random numbers")
         changed = evaluated.meta["changed"] + trained.meta["changed"]
