@@ -3,11 +3,12 @@
 from collections.abc import Callable
 
 import torch
-from networks import randomise
+from networks import assert_same, randomise, set_gates
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import sparsereg
+from sparsereg.compact import compact, fold
 
 
 class Rare(nn.Module):
@@ -38,3 +39,16 @@ def insert(net: nn.Module) -> nn.Module:
     torch.manual_seed(0)
     net.double().eval()
     return sparsereg.insert_gates(randomise(net), examples(), show=False).eval()
+
+
+def assert_exact(gated: nn.Module, path) -> None:
+    set_gates(gated, 0.5)
+    x = examples()
+    with torch.no_grad():
+        expected, small = gated(x), compact(gated)
+        assert_same(expected, small(x), 1e-9)
+        assert_same(expected, fold(small)(x), 1e-9)
+        sparsereg.save(gated.float(), path, (3, 9, 9), "abcde", [0.0] * 3, [1.0] * 3)
+        # single precision, by whose rounding what varies among the images may be far off
+        expected, found = gated(x.float()), sparsereg.load(path)(x.float())
+        assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()

@@ -22,8 +22,9 @@ CODE = "code"  # in a node's meta: file and line of the network's code
 ALWAYS_ZERO = -1  # in place of a gate: a channel that is padding
 AUTOCAST = ("cpu", "cuda")  # devices that compute in another precision within torch.autocast
 EMPTY = fx.GraphModule(nn.Module(), fx.Graph())  # has the attributes that no layer can be
+HERE = Path(__file__).parent
 # code that is not the network's: torch's, and what traces it
-NOT_THEIRS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+NOT_THEIRS = tuple(map(str, (Path(torch.__file__).parent, HERE, HERE.with_name("recording"))))
 
 
 class How(Enum):

@@ -8,7 +8,6 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode  # torch has no public name for it
 
 from sparsereg.errors import UserError
-from sparsereg.graph.layers import DROPOUTS, behind, computing_layers, simplify
 from sparsereg.graph.nodes import (
     check_modules,
     check_names,
@@ -19,10 +18,11 @@ from sparsereg.graph.nodes import (
     stopped_at,
 )
 from sparsereg.graph.operations import MODULES, is_layer
-from sparsereg.graph.rewrites import hold_shape, replace_in_place, use_results
-from sparsereg.graph.values import ValueTracer
 from sparsereg.model.basic_l0_blocks import L0Gate
 from sparsereg.model.gated import GatedNetwork
+from sparsereg.recording.layers import DROPOUTS, behind, computing_layers, simplify
+from sparsereg.recording.rewrites import hold_shape, replace_in_place, use_results
+from sparsereg.recording.values import ValueTracer
 
 SIZES = (32, 8, 224, 64, 16, 28, 96, 128, 256, 299)  # of images, tried where there is no example
 GROWTH = 32  # pixels by which another image differs
@@ -211,18 +211,21 @@ def without_data(value: object) -> object:
     return value
 
 
-def signature(traced: fx.GraphModule) -> list[str]:
-    """What the graph does, to be compared with another."""
-    lines, names = [], {}
-    for number, node in enumerate(traced.graph.nodes):
-        names[node] = f"%{number}"
+def signature(traced: fx.GraphModule) -> dict[fx.Node, str]:
+    """What each operation does, to be compared with those of another graph. Dropouts, which code
+    may leave out in eval mode, are another matter, see `surgery.modes`."""
+    lines: dict[fx.Node, str] = {}
+    names: dict[fx.Node, str] = {}
+    for node in traced.graph.nodes:
+        if node.target in DROPOUTS:
+            names[node] = names[node.args[0] if node.args else node.kwargs["input"]]
+            continue
+        names[node] = f"%{len(lines)}"
         target = node.target
         if node.op == "get_attr" and CONSTANT in target:  # whose number depends on earlier ones
             target = operator.attrgetter(target)(traced).tolist()
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), names.__getitem__)
-        if node.target in DROPOUTS:  # their mode is another matter, see `surgery.modes`
-            args, kwargs = args[:2], {}
-        lines.append(f"{node.op} {target} {args} {kwargs}")
+        lines[node] = f"{node.op} {target} {args} {kwargs}"
     return lines
 
 
@@ -244,8 +247,8 @@ def check_batch(
 ) -> None:
     """Raise UserError if the graph is another one for so many images."""
     other, _ = record(net, images, opaque)
-    pairs = zip(signature(traced), signature(other), traced.graph.nodes, strict=False)
-    for ours, theirs, node in pairs:
+    pairs = zip(signature(traced).items(), signature(other).values(), strict=False)
+    for (node, ours), theirs in pairs:
         if ours != theirs:
             why = ": it depends on the number of images; x.size(0) would follow it"
             refuse(traced, node, why)
@@ -258,4 +261,4 @@ def same_elsewhere(net: nn.Module, example: Tensor, traced: fx.GraphModule) -> b
         other, _ = record(net, larger.to(example), opaque=None)
     except UserError:
         return False
-    return signature(other) == signature(traced)
+    return [*signature(other).values()] == [*signature(traced).values()]

@@ -13,8 +13,8 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from sparsereg.graph.channels import ChannelGraph
-from sparsereg.graph.layers import plain_copy
 from sparsereg.model.basic_l0_blocks import gate_layers
+from sparsereg.recording.layers import plain_copy
 from sparsereg.sparsity.groups import group_sizes
 from sparsereg.sparsity.presence import NEVER, Presences, bottlenecks
 from sparsereg.sparsity.prices import prices

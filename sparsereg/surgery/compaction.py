@@ -11,10 +11,13 @@ from torch import Tensor, fx, nn
 
 from sparsereg.errors import UserError
 from sparsereg.graph.channels import ChannelGraph
-from sparsereg.graph.layers import behind, copied, plain_copy
+from sparsereg.graph.operations import BATCH_NORMS
 from sparsereg.model.basic_l0_blocks import deterministic_gate
+from sparsereg.recording.layers import LAYERS, behind, copied, plain_copy
 from sparsereg.surgery.cut import cut
 
+SUBCLASSED = (*LAYERS, *BATCH_NORMS)
+OWN = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 EXACT, NEARLY = 1e-6, 1e-3  # of the largest logit, in double precision and in others
 
 
@@ -105,13 +108,16 @@ def take_apart(traced: fx.GraphModule) -> None:
 
 
 def forget_unread(traced: fx.GraphModule) -> None:
-    """Without the parameters that the code read itself, and of which nothing remains."""
-    layers = tuple(f"{node.target}." for node in traced.graph.find_nodes(op="call_module"))
+    """Without the parameters and buffers that the code read itself, and of which nothing remains,
+    and what a subclass had besides its weights (`layers.simplify`)."""
+    within = tuple(f"{node.target}." for node in traced.graph.find_nodes(op="call_module"))
     read = {node.target for node in traced.graph.find_nodes(op="get_attr")}
-    for name, _ in [*traced.named_parameters()]:
+    for name, _ in [*traced.named_parameters(), *traced.named_buffers()]:
         owner, _, last = name.rpartition(".")
-        if name not in read and not name.startswith(layers):
-            delattr(traced.get_submodule(owner), last)
+        layer = traced.get_submodule(owner)
+        is_own = name.startswith(within) and (not isinstance(layer, SUBCLASSED) or last in OWN)
+        if name not in read and not is_own:
+            delattr(layer, last)
 
 
 def round_up(is_open: Tensor, multiple: int) -> Tensor:

@@ -163,7 +163,10 @@ def is_access(what: str, arguments: list, named: dict) -> bool:
     parts = index["tuple"] if isinstance(index, dict) and "tuple" in index else [index]
     places = ({"slice"}, {"ellipsis"}, {"result_of"})
     return all(
-        part is None or isinstance(part, int) or (isinstance(part, dict) and part.keys() in places)
+        part is None
+        or isinstance(part, int)
+        or (isinstance(part, list) and all(isinstance(n, int) for n in part))
+        or (isinstance(part, dict) and part.keys() in places)
         for part in parts
     )
 

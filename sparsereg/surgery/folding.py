@@ -9,12 +9,12 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sparsereg.errors import UserError
 from sparsereg.graph.channels import shared
-from sparsereg.graph.layers import plain_copy
 from sparsereg.graph.nodes import module_of
 from sparsereg.graph.operations import BATCH_NORMS, Kind, kind_of
 from sparsereg.graph.tracing import trace
 from sparsereg.model.basic_l0_blocks import L0Gate
 from sparsereg.model.layers import channels_last
+from sparsereg.recording.layers import plain_copy
 from sparsereg.surgery.compaction import compare
 
 
@@ -56,11 +56,13 @@ def folded_of(net: nn.Module) -> fx.GraphModule:
 def fold_batch_norms(traced: fx.GraphModule) -> None:
     several = shared(traced)  # whose weights others use as they are
     for node in traced.graph.find_nodes(op="call_module"):
-        [source], norm = node.all_input_nodes, module_of(traced, node)
+        norm = module_of(traced, node)
+        if not isinstance(norm, BATCH_NORMS) or norm.running_mean is None:
+            continue
+        [source] = node.all_input_nodes
         conv = module_of(traced, source)
-        foldable = isinstance(norm, BATCH_NORMS) and norm.running_mean is not None
         alone = len(source.users) == 1 and source.target not in several
-        if foldable and isinstance(conv, nn.Conv2d) and alone:
+        if isinstance(conv, nn.Conv2d) and alone:
             traced.set_submodule(source.target, fuse_conv_bn_eval(conv, norm))
             node.replace_all_uses_with(source)
             traced.graph.erase_node(node)

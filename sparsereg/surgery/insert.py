@@ -10,12 +10,12 @@ from torch import Tensor, fx, nn
 
 from sparsereg.errors import UserError
 from sparsereg.graph.channels import ChannelGraph
-from sparsereg.graph.layers import copied
 from sparsereg.graph.nodes import check_modules, module_of, refuse
 from sparsereg.graph.operations import is_layer
-from sparsereg.graph.rewrites import free_name
 from sparsereg.model.basic_l0_blocks import GATES, L0Gate, SharedGates
 from sparsereg.model.gated import GatedNetwork
+from sparsereg.recording.layers import copied
+from sparsereg.recording.rewrites import free_name
 from sparsereg.surgery.coupling import Coupling, Read, couple, input_gate, start_anew
 from sparsereg.surgery.modes import trace_both_modes
 from sparsereg.surgery.places import Place, find_places, put_gate

@@ -4,9 +4,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from sparsereg.errors import UserError
-from sparsereg.graph.layers import DROPOUTS, computing_layers, simplify
 from sparsereg.graph.nodes import check_modules, refuse
-from sparsereg.graph.rewrites import hold_shape
 from sparsereg.graph.tracing import (
     check_batch,
     check_random,
@@ -15,6 +13,8 @@ from sparsereg.graph.tracing import (
     same_elsewhere,
     signature,
 )
+from sparsereg.recording.layers import DROPOUTS, computing_layers, simplify
+from sparsereg.recording.rewrites import hold_shape
 
 
 def trace_both_modes(net: nn.Module, example: Tensor | None) -> tuple[fx.GraphModule, Tensor]:
@@ -75,10 +75,10 @@ def changed_buffer(net: nn.Module, versions: dict) -> dict[str, str]:
 def differences(evaluated: fx.GraphModule, trained: fx.GraphModule) -> dict[str, str]:
     """The innermost modules in which the graphs differ, and an operation of each: all of them, or
     the first one if behind that the graphs are no longer alike."""
-    pairs = zip(signature(evaluated), signature(trained), trained.graph.nodes, strict=False)
+    in_eval, in_training = signature(evaluated).values(), signature(trained)
     found: dict[str, str] = {}
-    alike = len(evaluated.graph.nodes) == len(trained.graph.nodes)
-    for ours, theirs, node in pairs:
+    alike = len(in_eval) == len(in_training)
+    for ours, (node, theirs) in zip(in_eval, in_training.items(), strict=False):
         if ours != theirs:
             found.setdefault(owner_of(node), node.format_node() or str(node))
             if not alike:
@@ -95,16 +95,14 @@ def owner_of(node: fx.Node) -> str:
 
 
 def use_dropout_layers(net: nn.Module, evaluated: fx.GraphModule, trained: fx.GraphModule) -> None:
-    """`F.dropout(x, p, self.training)` would keep the mode in which it was traced: a layer in the
-    module that calls it has its mode."""
-    for before, node in zip(evaluated.graph.nodes, [*trained.graph.nodes], strict=True):
-        if node.target not in DROPOUTS:
-            continue
-        in_eval, in_training = is_active(before), is_active(node)
-        if in_eval:
-            refuse(trained, node, ": it is random in eval mode")
+    """`F.dropout(x, p, self.training)` would keep the mode in which it was traced, and code may
+    call it in training alone: a layer in the module that calls it has its mode."""
+    for node in evaluated.graph.nodes:
+        if node.target in DROPOUTS and is_active(node):
+            refuse(evaluated, node, ": it is random in eval mode")
+    for node in [node for node in trained.graph.nodes if node.target in DROPOUTS]:
         source = node.args[0] if node.args else node.kwargs["input"]
-        if in_training:
+        if is_active(node):
             p = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
             owner, own = owner_of(node), node.name
             while hasattr(net.get_submodule(owner), own):

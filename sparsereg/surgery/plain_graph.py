@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from sparsereg.errors import UserError
-from sparsereg.graph.layers import plain_copy
 from sparsereg.graph.nodes import first_line, module_of, place_of
 from sparsereg.graph.operations import METHODS, MODULES, NAMES, Kind, resolve_name
 from sparsereg.graph.tracing import trace
+from sparsereg.recording.layers import plain_copy
 from sparsereg.surgery.description import (
     DTYPES,
     TYPES,

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from sparsereg.errors import UserError
-from sparsereg.graph.layers import plain_copy
 from sparsereg.graph.nodes import first_line, stopped_at
 from sparsereg.graph.unreached import Collapsed
 from sparsereg.model.basic_l0_blocks import gate_layers
 from sparsereg.model.gated import GatedNetwork
+from sparsereg.recording.layers import plain_copy
 from sparsereg.sparsity.cost import ExpectedCost
 from sparsereg.surgery.compaction import cut_closed, noise, relative_difference, tolerance
 from sparsereg.surgery.plain_graph import check_savable

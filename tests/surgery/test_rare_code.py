@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from networks import CLOSED, assert_same, randomise, set_gates
-from rare import Rare, conv, examples, insert
+from rare import Rare, assert_exact, conv, examples, insert
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
@@ -20,19 +20,6 @@ from sparsereg.compact import compact, fold
 from sparsereg.errors import UserError
 from sparsereg.export.formats import export
 from sparsereg.model.basic_l0_blocks import gate_layers
-
-
-def assert_exact(gated: nn.Module, path) -> None:
-    set_gates(gated, 0.5)
-    x = examples()
-    with torch.no_grad():
-        expected, small = gated(x), compact(gated)
-        assert_same(expected, small(x), 1e-9)
-        assert_same(expected, fold(small)(x), 1e-9)
-        sparsereg.save(gated.float(), path, (3, 9, 9), "abcde", [0.0] * 3, [1.0] * 3)
-        # single precision, by whose rounding what varies among the images may be far off
-        expected, found = gated(x.float()), sparsereg.load(path)(x.float())
-        assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 def passed_on(forward: Callable) -> Callable:

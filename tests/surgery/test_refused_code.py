@@ -104,7 +104,7 @@ REFUSED = {
         r"several precisions.*test_refused_code\.py line",
     ),
     "a file cannot hold it": (
-        lambda: Rare(lambda n, x: n.e(x.mT), e=conv()),
+        lambda: Rare(lambda n, x: n.e(x.real), e=conv()),
         r"getattr.*test_refused_code\.py line .*cannot be saved",
     ),
 }

@@ -24,6 +24,7 @@ DROPOUTS = {  # functions that are told the mode, and layers that know it
     nn.functional.dropout2d: nn.Dropout2d,
     nn.functional.dropout3d: nn.Dropout3d,
     nn.functional.alpha_dropout: nn.AlphaDropout,
+    nn.functional.feature_alpha_dropout: nn.FeatureAlphaDropout,
 }
 LAYERS = (nn.Linear, *CONVOLUTIONS)
 

@@ -1,12 +1,9 @@
-"""A tracer whose proxies know the value that they have for an example.
-
-So the code of a network may ask for shapes, and branch on them, without being refused.
-"""
+"""A tracer whose proxies (`proxies`) know the value that they have for an example."""
 
 import copy
+import functools
 import inspect
 import logging
-import math
 import operator
 import random
 from collections.abc import Callable, Iterator
@@ -25,60 +22,14 @@ from torch._subclasses.fake_tensor import (  # torch has no public name for it
 from torch.fx.proxy import TraceError
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
-from sparsereg.graph.layers import in_eval_mode
 from sparsereg.graph.nodes import AUTOCAST, CODE, check_context, code_line
 from sparsereg.graph.operations import known_shape
-from sparsereg.graph.rewrites import IN_PLACE, does_nothing, in_one_form
+from sparsereg.recording.layers import in_eval_mode
+from sparsereg.recording.proxies import Value, answering, is_tensor
+from sparsereg.recording.rewrites import does_nothing, in_one_form
 
 VARIADIC = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 NEW = ("new_zeros", "new_ones", "new_full")  # tensors that the code may write into
-
-
-class Value(fx.Proxy):
-    """A number, shape or tensor of the network, and its value for the example."""
-
-    __array_ufunc__ = None  # NumPy's numbers leave it to compute with them
-
-    def __getattr__(self, name: str) -> Any:
-        value = self.node.meta["value"]
-        if isinstance(value, Tensor):
-            if name == "shape":
-                return self.tracer.sizes(self)
-            if name in ("ndim", "requires_grad", "is_cuda", "is_nested"):
-                return getattr(value, name)
-            if name == "device" or (name == "dtype" and self.node.op == "get_attr"):
-                return self.tracer.kind_of_numbers(self, name)
-        if isinstance(value, torch.device) and name in ("type", "index"):
-            return getattr(value, name)
-        if not hasattr(type(value), name):
-            raise AttributeError(f"{type(value).__name__} has no {name}")
-        return super().__getattr__(name)
-
-    def __len__(self) -> int:
-        return self.tracer.length(self)
-
-    def __hash__(self) -> int:
-        return id(self)
-
-
-def of_number(function: Callable) -> Callable:
-    return lambda self, *more: function(self.tracer.fixed(self), *more)
-
-
-def in_place(function: Callable, plain: Callable) -> Callable:
-    """Of a tensor, which has other names perhaps; a number is another one afterwards."""
-
-    def method(self: Value, other: Any) -> fx.Proxy:
-        target = function if is_tensor(self) else plain
-        return self.tracer.create_proxy("call_function", target, (self, other), {})
-
-    return method
-
-
-for function in (operator.index, int, float, math.ceil, math.floor, math.trunc, round):
-    setattr(Value, f"__{function.__name__}__", of_number(function))
-for function, plain in IN_PLACE.items():  # x += y, which torch.fx records as x = x + y
-    setattr(Value, f"__{function.__name__}__", in_place(function, plain))
 
 
 class ValueTracer(fx.Tracer):
@@ -121,7 +72,7 @@ class ValueTracer(fx.Tracer):
         try:
             plain = (torch.autocast(device, enabled=False) for device in AUTOCAST)
             before, kept = random_state(), attributes_of(root)
-            with torch.enable_grad(), next(plain), next(plain):
+            with torch.enable_grad(), next(plain), next(plain), answering(root):
                 graph = super().trace(root)
             if not self.random and random_state() != before:
                 self.random.append("")
@@ -178,6 +129,8 @@ class ValueTracer(fx.Tracer):
             args, kwargs = (*args, *kwargs.values()), {}
             if len(args) == 1:
                 return self.sizes(args[0])
+        if kind == "call_method" and target in ("numel", "nelement"):
+            return functools.reduce(operator.mul, self.sizes(args[0]), 1)
         if kind == "call_method" and target in NEW:
             like = torch.empty(0, dtype=args[0].node.meta["value"].dtype)
             rest, named = tree_map(self.number, (args[1:], dict(kwargs)))
@@ -298,10 +251,6 @@ def random_state() -> tuple:
 
 def is_theirs(function: FunctionType) -> bool:
     return not (function.__module__ or "").startswith("torch.")
-
-
-def is_tensor(value: Any) -> bool:
-    return isinstance(value, fx.Proxy) and isinstance(value.node.meta["value"], Tensor)
 
 
 def zeros_like(tensor: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from sparsereg.model.layers import ImageShape
 NAMES = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")
 IN_PLACE = {getattr(operator, f"i{name}"): getattr(operator, name) for name in NAMES}
 LISTS = (torch.cat, torch.concat, torch.stack, torch.hstack, torch.vstack)
+STACKS = {torch.hstack: 1, torch.vstack: 0}
 SQUEEZES = (torch.squeeze, "squeeze", "squeeze_")
 AS_ANOTHER = {"expand_as": "expand", "view_as": "view", "reshape_as": "reshape"}
 
@@ -95,6 +96,8 @@ def in_one_form(
         target, args = AS_ANOTHER[target], (args[0], *sizes(args[1]))
     if target in LISTS:
         args, kwargs = as_list(*args, **kwargs)
+    if target in STACKS:  # of tensors of at least two dimensions
+        target, args = torch.cat, (*args, STACKS[target])
     if kind != "call_module" and target in SQUEEZES:
         args, kwargs = squeezed(*args, **kwargs), {}
     return target, args, kwargs
