@@ -24,6 +24,7 @@ from sparsereg.recording.layers import DROPOUTS, behind, computing_layers, simpl
 from sparsereg.recording.rewrites import hold_shape, replace_in_place, use_results
 from sparsereg.recording.values import ValueTracer
 
+OF_OTHERS = (nn.Sequential, nn.TransformerEncoder, nn.TransformerEncoderLayer)  # made of layers
 SIZES = (32, 8, 224, 64, 16, 28, 96, 128, 256, 299)  # of images, tried where there is no example
 GROWTH = 32  # pixels by which another image differs
 CONSTANT = "_tensor_constant"  # what torch.fx names tensors that the code has made
@@ -131,7 +132,7 @@ def record(
             return False
         if is_layer(module):
             return module in computing
-        return module.__module__.startswith("torch.nn") and not isinstance(module, nn.Sequential)
+        return module.__module__.startswith("torch.nn") and not isinstance(module, OF_OTHERS)
 
     first = None
     while True:
@@ -173,7 +174,7 @@ def open_up(traced: fx.GraphModule) -> None:
         module = module_of(traced, node)
         if module is None or type(module) in MODULES or is_layer(module):
             continue
-        if module.__module__.startswith("torch.nn"):
+        if module.__module__.startswith("torch.nn") and not isinstance(module, OF_OTHERS):
             continue  # whole, in training too
         if len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], fx.Node):
             refuse(traced, node, ": its code looks at values, and it reads several tensors")

@@ -17,9 +17,13 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, fx, nn
 from torch.autograd import Variable
+from torch.fx.proxy import TraceError
 
+from sparsereg.graph.operations import Kind, kind_of
 from sparsereg.recording.rewrites import IN_PLACE
+from sparsereg.recording.writing import written
 
+PARTS = (Kind.MOVE, Kind.SPLIT)  # that have the memory of what they are of
 AS_METHODS = {"T": ("t",), "mT": ("transpose", -2, -1)}
 # take it as one tuple, or as numbers, among which torch sees no `Value`
 OF_A_SIZE = (torch.zeros, torch.ones, torch.empty, torch.rand, torch.randn)
@@ -54,6 +58,11 @@ class Value(fx.Proxy):
 
     def __len__(self) -> int:
         return self.tracer.length(self)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        if self.node.op == "get_attr" or kind_of(self.tracer.root, self.node) in PARTS:
+            raise TraceError("it writes into what is part of another tensor, or of the network")
+        self.node = written(self, index, value).node
 
     def __hash__(self) -> int:
         return id(self)

@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import (  # torch has no public name for it
     unset_fake_temporarily,
 )
 from torch.fx.proxy import TraceError
-from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sparsereg.graph.nodes import AUTOCAST, CODE, check_context, code_line
 from sparsereg.graph.operations import known_shape
@@ -29,7 +29,7 @@ from sparsereg.recording.proxies import Value, answering, is_tensor
 from sparsereg.recording.rewrites import does_nothing, in_one_form
 
 VARIADIC = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
-NEW = ("new_zeros", "new_ones", "new_full")  # tensors that the code may write into
+NEW = {"new_zeros": torch.zeros, "new_ones": torch.ones, "new_full": torch.full}
 
 
 class ValueTracer(fx.Tracer):
@@ -69,6 +69,7 @@ class ValueTracer(fx.Tracer):
         log = logging.getLogger("torch._subclasses.fake_tensor")  # of errors that are raised too
         level = log.level
         log.setLevel(logging.CRITICAL)
+        self.installed = {*root.modules()}
         try:
             plain = (torch.autocast(device, enabled=False) for device in AUTOCAST)
             before, kept = random_state(), attributes_of(root)
@@ -93,7 +94,7 @@ class ValueTracer(fx.Tracer):
         return self.leaf(module, name)
 
     def call_module(self, m, forward, args, kwargs):
-        if self.running:
+        if self.running or m not in self.installed:  # self.layers[:2], nn.ReLU()(x)
             return forward(*args, **kwargs)
         before, drawn = random_state(), len(self.random)
         result = super().call_module(m, forward, args, kwargs)
@@ -132,9 +133,7 @@ class ValueTracer(fx.Tracer):
         if kind == "call_method" and target in ("numel", "nelement"):
             return functools.reduce(operator.mul, self.sizes(args[0]), 1)
         if kind == "call_method" and target in NEW:
-            like = torch.empty(0, dtype=args[0].node.meta["value"].dtype)
-            rest, named = tree_map(self.number, (args[1:], dict(kwargs)))
-            return getattr(like, target)(*rest, **named)
+            return self.new(NEW[target], *args, **kwargs)
         target, args, kwargs = in_one_form(kind, target, args, kwargs, self.sizes)
         if kind != "call_module" and does_nothing(target, args, kwargs):
             return args[0]
@@ -183,6 +182,13 @@ class ValueTracer(fx.Tracer):
                 args, kwargs = tree_map_only(Tensor, zeros_like, (args, kwargs))
                 result = in_eval_mode(module, args, kwargs)
             return tree_map_only(Tensor, self.fake.from_tensor, result)
+
+    def new(self, function: Callable, like: fx.Proxy, *size: Any, **named: Any) -> fx.Proxy:
+        """`like.new_zeros(size)`, which reads of `like` no numbers."""
+        kinds = {name: self.kind_of_numbers(like, name) for name in ("dtype", "device")}
+        if function is not torch.full and not isinstance(size[0] if size else (), tuple | list):
+            size = (size,)
+        return self.create_proxy("call_function", function, size, kinds | named)
 
     def sizes(self, tensor: fx.Proxy) -> tuple[fx.Proxy, ...]:
         count = tensor.node.meta["value"].dim()

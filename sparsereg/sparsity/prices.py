@@ -18,9 +18,7 @@ def prices(channels: ChannelGraph, node: fx.Node, c_in: int) -> tuple[Tensor, Te
     if node.op == "get_attr":
         return nothing, torch.tensor([parameter_size(channels, node) / flow.width, 0])
     if kind == Kind.BARRIER:
-        params = 0 if module is None else sum(p.numel() for p in module.parameters())
-        is_first = next(n for n in channels.kinds if n.target == node.target) is node
-        return nothing, torch.tensor([params * is_first, macs_of(channels, node)])
+        return nothing, torch.tensor([own_size(channels, node), macs_of(channels, node)])
     if kind not in (Kind.MIX, Kind.GROUPED, Kind.AFFINE):
         return nothing, nothing
     tensors = dict(module.named_parameters())
@@ -35,6 +33,18 @@ def prices(channels: ChannelGraph, node: fx.Node, c_in: int) -> tuple[Tensor, Te
     alone = weights / flow.width
     counted = alone * positions if is_layer(module) else 0
     return nothing, torch.tensor([own + alone, counted])
+
+
+def own_size(channels: ChannelGraph, node: fx.Node) -> int:
+    """Parameters of a barrier; those that it shares are the first one's."""
+    seen: set[Tensor] = set()
+    for other in channels.kinds:
+        module = channels.module(other)
+        parameters = set() if module is None else {*module.parameters()}
+        if other is node:
+            return sum(p.numel() for p in parameters - seen)
+        seen |= parameters
+    raise ValueError(f"{node} is not in the graph")
 
 
 def parameter_size(channels: ChannelGraph, node: fx.Node) -> int:

@@ -8,6 +8,8 @@ from torch.autograd import Variable
 from torch.nn import functional as F
 
 from sparsereg.model.basic_l0_blocks import gate_layers
+from sparsereg.sparsity.cost import ExpectedCost
+from sparsereg.sparsity.size import count
 
 
 class DenseLayer(nn.Module):
@@ -45,7 +47,21 @@ def padded(net: Rare, x: Tensor) -> Tensor:
     return torch.cat((x[:, :5], Variable(torch.zeros(n, c - 5, height, width).to(x.dtype))), 1)
 
 
+def assigned(net: Rare, x: Tensor) -> Tensor:
+    """As a shortcut is widened, or channels are shifted."""
+    wide = x.new_zeros(x.size(0), 9, x.size(2), x.size(3))
+    wide[:, 1:] = x
+    wide[..., -1], wide[:, 0, 2:4] = x[:, :1, :, 0], 2
+    shifted = torch.zeros_like(x)
+    shifted[:, :4, :, 1:] = x[:, :4, :, :-1]
+    shifted[:, 4:, :-1] = x[:, 4:, 1:]
+    shifted[shifted > 1] = 1.0
+    return shifted + wide[:, 1:] * net.scale
+
+
 ASKED = {
+    "written into": assigned,
+    "some of the layers": lambda net, x: nn.Softplus()(net.several[1:](net.several[:1](x))),
     "zeros by number": padded,
     "parts by name": lambda net, x: x - x.max(dim=1, keepdim=True).values,
     "how many": lambda net, x: x * (x.numel() / x.size(0) / 100),
@@ -58,8 +74,29 @@ ASKED = {
 
 @pytest.mark.parametrize("name", ASKED)
 def test_asked(name, tmp_path):
-    parts = {"down": nn.MaxPool2d(3, return_indices=True), "up": nn.MaxUnpool2d(3)}
+    several = nn.Sequential(conv(), nn.ReLU(), conv())
+    parts = {"several": several, "scale": nn.Parameter(torch.ones(1))}
+    parts |= {"down": nn.MaxPool2d(3, return_indices=True), "up": nn.MaxUnpool2d(3)}
     assert_exact(insert(Rare(ASKED[name], **parts)), tmp_path / "net.pt")
+
+
+def test_a_transformer_of_torch(tmp_path):
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    parts = {"encoder": nn.TransformerEncoder(layer, 1)}
+
+    def encode(net: Rare, x: Tensor) -> Tensor:
+        y = net.encoder(x.flatten(2).transpose(1, 2))  # (N, positions, C)
+        return y.transpose(1, 2).view_as(x)
+
+    assert_exact(insert(Rare(encode, **parts)), tmp_path / "net.pt")
+
+
+def test_layers_with_one_weight_are_counted_once():
+    one, other = conv(), conv()
+    other.weight = one.weight
+    gated = insert(Rare(lambda net, x: net.other(net.one(x)), one=one, other=other))
+    size = ExpectedCost(gated, (3, 9, 9)).dense
+    assert {name: size[name] for name in ("params", "macs")} == count(gated, (3, 9, 9))
 
 
 class DropsInTraining(Rare):
