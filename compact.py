@@ -45,7 +45,7 @@ def main(cfg: DictConfig) -> None:
         from sparsereg.budgets.rounding import round_to
         from sparsereg.checkpoint import load, read_checkpoint
         from sparsereg.compact import load_compact
-        from sparsereg.export.formats import cut_file, export
+        from sparsereg.export.formats import cut_file, export, has_onnx
         from sparsereg.export.report import print_report, report
         from sparsereg.files import write_atomically
 
@@ -63,13 +63,15 @@ def main(cfg: DictConfig) -> None:
     print_report(results)
     names = ["compact.pt", *differences]
     if cfg.int8:
+        if "compact.onnx" not in differences:
+            raise UserError("int8=true: there is no compact.onnx, which it is made of")
         results["int8"] = write_int8(file.with_name("compact.onnx"), data, run_cfg.flip_tta)
         names.append("compact.int8.onnx")
     else:
         drop_int8(file.with_name("compact.int8.onnx"))
     write_atomically(file.with_name("report.json"), json.dumps(results, indent=1).encode())
     print(printable(f"wrote {file.parent}: {', '.join([*names, 'deploy.json', 'report.json'])}"))
-    if "compact.onnx" not in differences:
+    if not has_onnx():
         hint = "compact.onnx is not written: pip install -r requirements-export.txt"
         print(hint, file=sys.stderr)
 

@@ -17,6 +17,7 @@ from sparsereg.compact import compact, fold
 from sparsereg.errors import UserError
 from sparsereg.export.deploy import Normalised, deployment
 from sparsereg.files import write_atomically
+from sparsereg.graph.nodes import first_line
 from sparsereg.model.basic_l0_blocks import gate_layers
 from sparsereg.runs.folder import compact_folder
 from sparsereg.sparsity.size import dense_size
@@ -114,7 +115,8 @@ def export(
     normalise: str = "outside",
 ) -> dict[str, float]:
     """Write FOLDER/compact.pt2, deploy.json and, where onnx is installed, compact.onnx: the network
-    in eval mode, cut and folded. They run without this project (docs/compact.md).
+    in eval mode, cut and folded. They run without this project (docs/compact.md). What torch's
+    exporter has no ONNX for is a warning.
 
         sparsereg.export(net, folder="exported", **data.record())  # of a data set in sparsereg.data
 
@@ -148,7 +150,11 @@ def export(
     )
     files = {"compact.pt2": write_pt2(program, folder / "compact.pt2", about)}
     if has_onnx():
-        files["compact.onnx"] = write_onnx(program, folder / "compact.onnx", about)
+        try:
+            files["compact.onnx"] = write_onnx(program, folder / "compact.onnx", about)
+        except torch.onnx.OnnxExporterError as error:
+            (folder / "compact.onnx").unlink(missing_ok=True)  # that of an earlier cut
+            warnings.warn(f"compact.onnx is not written: {innermost(error)}", stacklevel=2)
     found = {name: difference(small, other, examples, name) for name, other in files.items()}
     write_atomically(folder / "deploy.json", json.dumps(about, indent=1, ensure_ascii=False))
     return found
@@ -195,6 +201,13 @@ def write_onnx(program: torch.export.ExportedProgram, path: Path, about: dict) -
         model.metadata_props.add(key=key, value=text)
     write_atomically(path, without_notes(model).SerializeToString())
     return open_onnx(path)
+
+
+def innermost(error: BaseException) -> str:
+    """The first line of what an error came from."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return first_line(error)
 
 
 def open_onnx(path: Path) -> Callable:

@@ -41,6 +41,21 @@ def folder(request, net, tmp_path_factory):
     return folder
 
 
+class Median(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.median(dim=1).values
+
+
+def test_what_has_no_onnx_is_said_and_the_rest_written(tmp_path):
+    (tmp_path / "compact.onnx").write_bytes(b"of an earlier cut")
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), L0Gate(8), nn.Conv2d(8, 4, 1), nn.Flatten(2), Median())
+    with pytest.warns(UserWarning, match=r"compact.onnx is not written: .*median.*") as warned:
+        found = sparsereg.export(net.eval(), IMAGE, tmp_path, **KNOWN)
+    assert [*found] == ["compact.pt2"] and "\n" not in str(warned[0].message)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["compact.pt2", "deploy.json"]
+
+
 def pixels(number: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     return torch.randint(256, (number, *IMAGE), generator=generator, dtype=torch.uint8)
