@@ -39,9 +39,8 @@ VARIANTS = {
         *("dual_lr=5.0", "target_warmup=2", "settle_epochs=1.5"),
     ),
     "target by layer": (
-        *("model=googlenet", "gate_lr=0.05", "scheduler=constant", "cost=weights"),
-        "trainer.limit_train_batches=4",
-        "target_sparsity={block1*:0.4,block8*:0.2}",
+        *("gate_lr=0.05", "scheduler=constant", "cost=weights"),
+        "target_sparsity={conv*:0.4,fc1:0.2}",
         *("dual_lr=5.0", "target_warmup=2", "settle_epochs=1.5", "loga_bounds=[-4,4]"),
     ),
     "modern": (  # averages its weights
