@@ -16,7 +16,7 @@ from sparsereg.graph.channels import ChannelGraph
 from sparsereg.model.basic_l0_blocks import gate_layers
 from sparsereg.recording.layers import plain_copy
 from sparsereg.sparsity.groups import group_sizes
-from sparsereg.sparsity.presence import NEVER, Presences, bottlenecks
+from sparsereg.sparsity.presence import NEVER, Presences, bottlenecks, branch_ends
 from sparsereg.sparsity.prices import prices
 
 
@@ -65,14 +65,20 @@ class ExpectedCost(nn.Module):
         sizes = torch.zeros(self.num_gates)
         sizes[self.order[1:] - 1] = group_sizes(channels)[1:]
         self.register_buffer("group_sizes", sizes, persistent=False)
-        groups = [self.order[torch.tensor(gates)] - 1 for gates in bottlenecks(channels)]
+        groups = bottlenecks(channels)
         self.narrowest = min(map(len, groups), default=self.num_gates)
-        groups.append(torch.empty(0, dtype=torch.long))  # pad_sequence wants one
-        padded = pad_sequence(groups, batch_first=True, padding_value=self.num_gates)[:-1]
-        self.register_buffer("bottlenecks", padded, persistent=False)  # (groups, largest)
+        self.register_buffer("bottlenecks", self.padded(groups), persistent=False)
+        ends = self.padded(branch_ends(channels, presences))
+        self.register_buffer("branch_ends", ends, persistent=False)
         self.dense = ExpectedCost.count(self, torch.ones(self.num_gates))
         shares = self.group_sizes / self.dense["weights"]
         self.register_buffer("group_shares", shares, persistent=False)
+
+    def padded(self, groups: list[list[int]]) -> Tensor:
+        """Sets of the graph's gates as a table, (groups, largest), filled up with their number."""
+        rows = [self.order[torch.tensor(gates)] - 1 for gates in groups]
+        rows.append(torch.empty(0, dtype=torch.long))  # pad_sequence wants one
+        return pad_sequence(rows, batch_first=True, padding_value=self.num_gates)[:-1]
 
     def forward(self, prob_open: Tensor) -> dict[str, Tensor]:
         """`prob_open`: for each gate P(z ≠ 0), in the order of `gate_layers(net)`, (gates,).
@@ -98,9 +104,11 @@ class ExpectedCost(nn.Module):
         return {name: int(n) for name, n in (counts | {"weights": weights}).items()}
 
     def blocked(self, is_open: Tensor) -> bool:
-        """Is a bottleneck closed, and `count` no longer exact?"""
+        """Is a bottleneck closed, or what ends a branch, and `count` no longer exact?"""
         padded = torch.cat([torch.minimum(is_open, is_open[self.channel]), is_open.new_zeros(1)])
-        return not padded[self.bottlenecks].any(dim=1).all()
+        return not all(
+            padded[groups].any(dim=1).all() for groups in (self.bottlenecks, self.branch_ends)
+        )
 
     def sparsity(self, is_open: Tensor) -> dict[str, float]:
         """1 - cost / dense cost, for each of them."""

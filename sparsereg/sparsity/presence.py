@@ -151,3 +151,11 @@ def bottlenecks(channels: ChannelGraph) -> list[list[int]]:
     read_by = [channels.gate_of[channels.sources(node)[0]] for node in layers]
     sets = {tuple(gates.unique().tolist()) for gates in read_by}
     return [list(gates) for gates in sorted(sets) if NO_GATE not in gates]
+
+
+def branch_ends(channels: ChannelGraph, presences: Presences) -> list[list[int]]:
+    """Sets of gates of which one is open whenever something of a layer is read: were all of one
+    set closed, nothing would read that layer, nor what lies before it in its branch."""
+    layers = [node for node, kind in channels.kinds.items() if kind in (Kind.MIX, Kind.GROUPED)]
+    sets = {tuple(sorted(presences.one_open(presences.of[node]))) for node in layers}
+    return [list(gates) for gates in sorted(sets) if gates and NO_GATE not in gates]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from networks import gates_of
 from small_networks import NETWORKS, make
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsereg.compact import Collapsed
 from sparsereg.model import googlenet
@@ -18,6 +18,7 @@ from sparsereg.model.googlenet import GoogleNet
 from sparsereg.sparsity.cost import ExpectedCost
 from sparsereg.sparsity.size import count
 from sparsereg.surgery.compaction import cut_closed
+from sparsereg.surgery.insert import place_gates
 
 REFERENCE = json.loads((Path(__file__).parents[1] / "reference/compact_googlenet.json").read_text())
 IMAGE = (3, 32, 32)
@@ -181,3 +182,34 @@ def test_highest_sparsity_is_that_of_the_smallest_network(gate_reductions):
     smallest = stem + blocks + 10 + 10
     assert cost.highest_sparsity("params", 1) == pytest.approx(1 - smallest / 260_650, abs=1e-9)
     assert cost.highest_sparsity("params", 8) < cost.highest_sparsity("params", 1)
+
+
+class InGroups(nn.Module):
+    """A branch of several layers that only the first group of a grouped convolution reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 1)
+        self.branch = nn.Sequential(
+            *(nn.Conv2d(8, 6, 1), nn.ReLU(), nn.Conv2d(6, 6, 1), nn.ReLU(), nn.Conv2d(6, 4, 1))
+        )
+        self.groups, self.fc = nn.Conv2d(12, 4, 3, groups=2), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.fc(self.groups(torch.cat([self.branch(x), x], 1)).mean((2, 3)))
+
+
+def test_what_ends_a_branch_is_known():
+    """The layers before closed gates count on; then the cut network itself is to be counted."""
+    torch.manual_seed(0)
+    net, _ = place_gates(InGroups(), coupled=True, example=torch.zeros(1, *IMAGE))
+    cost, exact = ExpectedCost(net, IMAGE), []
+    for _ in range(40):
+        is_open = torch.rand(cost.num_gates) < 0.6
+        found = cost.count(is_open)
+        if not cost.blocked(is_open):
+            exact.append(is_open)
+            expected = size_when_cut(net, is_open, IMAGE)
+            assert {name: found[name] for name in expected} == expected
+    assert 5 < len(exact) < 40
