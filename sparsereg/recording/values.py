@@ -61,6 +61,7 @@ class ValueTracer(fx.Tracer):
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.example = self.fake.from_tensor(example)
         self.running = False  # an operation, to know its value
+        self.installed: set[nn.Module] = set()  # those of the network
         self.random: list[str] = []
         self.changed: list[str] = []
         self.decided = False
