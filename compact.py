@@ -58,13 +58,13 @@ def main(cfg: DictConfig) -> None:
     small = load_compact(file)
     known = {key: about[key] for key in ("image_shape", "classes", "mean", "std")}
     differences = export(small, folder=file.parent, normalise=cfg.normalise, **known)
+    if cfg.int8 and "compact.onnx" not in differences:
+        raise UserError("int8=true needs compact.onnx, which is not written: leave it out")
     results = report(net, small, about["image_shape"], number)
     results |= {"checkpoint": cfg.ckpt_path, "largest_relative_difference": differences}
     print_report(results)
     names = ["compact.pt", *differences]
     if cfg.int8:
-        if "compact.onnx" not in differences:
-            raise UserError("int8=true: there is no compact.onnx, which it is made of")
         results["int8"] = write_int8(file.with_name("compact.onnx"), data, run_cfg.flip_tta)
         names.append("compact.int8.onnx")
     else:

@@ -86,7 +86,7 @@ def train(
         from sparsereg.training.module import L0Module
         from sparsereg.training.monitors import ProgressBar
         from sparsereg.training.results import evaluate, finish
-        from sparsereg.training.saving import AtomicCheckpointIO
+        from sparsereg.training.saving import AtomicCheckpointIO, TrainingTime
 
     checkpoint = read_checkpoint(cfg.ckpt_path) if cfg.ckpt_path else None
     cfg, record = run_settings(cfg, checkpoint)
@@ -128,7 +128,7 @@ def train(
     callbacks = [instantiate(c, _convert_="all") for c in cfg.callbacks.values() if c]
     if cfg.trainer.enable_progress_bar:
         callbacks.append(ProgressBar())
-    timer = pl.callbacks.Timer()  # goes on in a resumed run
+    timer = TrainingTime()
     trainer = instantiate(cfg.trainer, _convert_="all")(
         callbacks=[*callbacks, timer],
         precision=precision,

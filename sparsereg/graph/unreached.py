@@ -12,7 +12,7 @@ from sparsereg.graph.moves import call
 from sparsereg.graph.nodes import How
 from sparsereg.graph.operations import BATCH_NORMS, Kind, is_layer
 
-SUBTRACTIONS = (operator.sub, operator.isub, torch.sub, "sub", "sub_")
+SUBTRACTIONS = (operator.sub, operator.isub, torch.sub, torch.subtract, "sub", "sub_", "subtract")
 Constants = dict[fx.Node, tuple[int, Tensor]]  # addition or …: which side is constant, (C,)
 PERMUTATIONS = ("permute", "transpose", "swapaxes", "movedim")
 

@@ -77,6 +77,8 @@ def freeze(net: nn.Module, names: list[str]) -> None:
             module.__class__ = FrozenBatchNorm
         elif type(module) in (*DROPOUTS.values(), StochasticDepth):
             net.set_submodule(name, nn.Identity())
+        elif type(module) is nn.RReLU:  # random in training
+            net.set_submodule(name, nn.LeakyReLU((module.lower + module.upper) / 2))
 
 
 def copied(net: nn.Module) -> nn.Module:

@@ -36,8 +36,8 @@ class Value(fx.Proxy):
 
     def __getattr__(self, name: str) -> Any:
         value = self.node.meta["value"]
-        if isinstance(value, tuple):
-            parts = [i for i, part in enumerate(value) if part is getattr(value, name, None)]
+        if isinstance(value, tuple) and hasattr(value, name):
+            parts = [i for i, part in enumerate(value) if part is getattr(value, name)]
             if parts:  # x.max(1).values
                 return self[parts[0]]
         if isinstance(value, Tensor):

@@ -14,7 +14,7 @@ from sparsereg.model.layers import ImageShape
 
 NAMES = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")
 IN_PLACE = {getattr(operator, f"i{name}"): getattr(operator, name) for name in NAMES}
-LISTS = (torch.cat, torch.concat, torch.stack, torch.hstack, torch.vstack)
+LISTS = (torch.cat, torch.concat, torch.concatenate, torch.stack, torch.hstack, torch.vstack)
 STACKS = {torch.hstack: 1, torch.vstack: 0}
 SQUEEZES = (torch.squeeze, "squeeze", "squeeze_")
 AS_ANOTHER = {"expand_as": "expand", "view_as": "view", "reshape_as": "reshape"}

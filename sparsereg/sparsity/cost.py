@@ -30,7 +30,7 @@ class ExpectedCost(nn.Module):
         E[term] = (weights of a pair · E[inputs] + weights of an output) · E[outputs] · P(read)
 
     Exact for independent gates, except where a network collapses because all gates of one of the
-    `bottlenecks` are closed, a block's or a gated reduction's, or those that end a branch of
+    `bottlenecks` are closed, a block's or a gated reduction's, or of the `branch_ends`, behind
     several gated layers: what is left of it still counts here. So the error is at most the
     probability of that.
 

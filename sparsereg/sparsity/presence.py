@@ -154,8 +154,17 @@ def bottlenecks(channels: ChannelGraph) -> list[list[int]]:
 
 
 def branch_ends(channels: ChannelGraph, presences: Presences) -> list[list[int]]:
-    """Sets of gates of which one is open whenever something of a layer is read: were all of one
-    set closed, nothing would read that layer, nor what lies before it in its branch."""
-    layers = [node for node, kind in channels.kinds.items() if kind in (Kind.MIX, Kind.GROUPED)]
-    sets = {tuple(sorted(presences.one_open(presences.of[node]))) for node in layers}
-    return [list(gates) for gates in sorted(sets) if gates and NO_GATE not in gates]
+    """Sets of gates of which one is open whenever a gated layer is read that alone reads something:
+    were all of one set closed, that would count on, because the gates of the layer are open."""
+    sets = set()
+    for node, kind in channels.kinds.items():
+        if kind in (Kind.MIX, Kind.GROUPED):
+            rows, before = (
+                [presences.table[n] for n in presences.of[each].unique().tolist() if n != NEVER]
+                for each in (node, channels.sources(node)[0])
+            )
+            own = {row.gate for row in rows} - {NO_GATE}
+            readers = presences.union(*(row.readers for row in rows))
+            if NO_GATE not in readers and any(row.readers <= own for row in before):
+                sets.add(tuple(sorted(readers)))
+    return [list(gates) for gates in sorted(sets)]

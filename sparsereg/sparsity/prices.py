@@ -1,5 +1,7 @@
 """What one channel of a layer costs: parameters and multiply-adds, by its weights and shapes."""
 
+from itertools import takewhile
+
 import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode  # torch has no public name for it
@@ -37,14 +39,13 @@ def prices(channels: ChannelGraph, node: fx.Node, c_in: int) -> tuple[Tensor, Te
 
 def own_size(channels: ChannelGraph, node: fx.Node) -> int:
     """Parameters of a barrier; those that it shares are the first one's."""
-    seen: set[Tensor] = set()
-    for other in channels.kinds:
-        module = channels.module(other)
-        parameters = set() if module is None else {*module.parameters()}
-        if other is node:
-            return sum(p.numel() for p in parameters - seen)
-        seen |= parameters
-    raise ValueError(f"{node} is not in the graph")
+    module = channels.module(node)
+    own = set() if module is None else {*module.parameters()}
+    if node.target in channels.shared:
+        earlier = takewhile(lambda other: other is not node, channels.kinds)
+        modules = (channels.module(other) for other in earlier if other.target in channels.shared)
+        own -= {parameter for module in modules if module for parameter in module.parameters()}
+    return sum(parameter.numel() for parameter in own)
 
 
 def parameter_size(channels: ChannelGraph, node: fx.Node) -> int:

@@ -1,5 +1,6 @@
 """best.ckpt and last.ckpt: what is saved, when, and so that no crash destroys it."""
 
+import math
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -25,6 +26,16 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot save into {folder}: {error.strerror}") from error
+
+
+class TrainingTime(pl.callbacks.Timer):
+    """Seconds of training; those of a resumed run's earlier parts are in its checkpoint."""
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        seconds = state_dict["time_elapsed"]["train"]
+        if not 0 <= seconds < math.inf:
+            raise ValueError(f"{seconds} s of training")
+        super().load_state_dict(state_dict)
 
 
 NO_EPOCH = (False, -float("inf"))  # are the gates settled at the target, accuracy

@@ -170,3 +170,15 @@ def test_gated_checkpoint_for_a_network_without_gates(command, lenet5, tmp_path)
         f"output_dir={tmp_path / 'out'}",
     )
     assert_one_line(result, "has gates", "qz_loga", "without_using_gate=false")
+
+
+@pytest.mark.parametrize("seconds", ["x", float("nan"), float("inf"), -1.0])
+def test_a_time_that_cannot_be(seconds, command, lenet5, tmp_path):
+    """Said before the training, which it would spoil the summary of."""
+
+    def change(checkpoint: dict) -> None:
+        checkpoint["callbacks"]["TrainingTime"]["time_elapsed"]["train"] = seconds
+
+    last = save_changed(lenet5, tmp_path / "last.ckpt", change)
+    more = ("resume_training=true", "trainer.max_epochs=2", f"output_dir={tmp_path}")
+    assert_one_line(command("train.py", f"ckpt_path={last}", *more), "training state")

@@ -49,7 +49,7 @@ class Frozen(nn.Sequential):
 
 def test_what_is_frozen_stays_frozen_when_it_is_cut():
     torch.manual_seed(0)
-    backbone = Frozen(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5))
+    backbone = Frozen(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.RReLU(), nn.Dropout(0.5))
     head = nn.Sequential(conv(), nn.BatchNorm2d(8), nn.ReLU())
     net = nn.Sequential(backbone, head, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
     gated = sparsereg.insert_gates(net, torch.zeros(1, 3, 9, 9), show=False)

@@ -134,7 +134,7 @@ def assert_same_runs(whole: Path, parts: Path, versions: list[int], averaged: bo
         resumed = read_checkpoint(checkpoint_path(parts, versions[-1], name))
         assert all((key in expected) == averaged for key in AVERAGED)
         for checkpoint in (expected, resumed):
-            assert checkpoint["callbacks"].pop("Timer")["time_elapsed"]["train"] > 0
+            assert checkpoint["callbacks"].pop("TrainingTime")["time_elapsed"]["train"] > 0
         for key in keys:
             assert_same(expected.get(key), resumed.get(key), f"{name}: {key}")
     expected, found = metrics(run_folder(whole)), {}
