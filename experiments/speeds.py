@@ -1,10 +1,11 @@
 """How much faster the networks of a table are than its dense one, measured side by side.
 
     python -m experiments.speeds outputs/table/cpu
+    python -m experiments.speeds outputs/table/cpu models/googlenet_dense.pt    # they started from
 
 Every finished run, the dense one too, is cut, folded and timed in turns with the folded dense
-network of its seed; gates_… and scratch_… are left out, whose networks nobody uses. What comes out
-lies beside the checkpoint that the results are of, where report.py looks
+network of its seed, or that file; gates_… and scratch_… are left out, whose networks nobody uses.
+What comes out lies beside the checkpoint that the results are of, where report.py looks
 (best_compact/report.json). Runs that have it already are left out.
 """
 
@@ -24,13 +25,13 @@ from sparsereg.runs.folder import MEASURED, compact_folder, read_summary
 
 
 def main(arguments: list[str]) -> int:
-    [root] = map(Path, arguments)
+    root, *start = map(Path, arguments)
     for summary in sorted(root.glob("*/seed_*/lightning_logs/version_*/summary.json")):
         run, row = summary.parent, summary.parents[2]
         if row.parent.name.startswith(("gates_", "scratch_")):
             continue
-        dense = next(root.glob(f"dense/{row.name}/lightning_logs/*/summary.json")).parent
-        own, dense = (Path(read_summary(folder)["checkpoint"]) for folder in (run, dense))
+        own = Path(read_summary(run)["checkpoint"])
+        dense = start[0] if start else trained_dense(root, row.name)
         report = compact_folder(own) / "report.json"
         if not report.exists():
             times = compare(own, dense)
@@ -39,6 +40,11 @@ def main(arguments: list[str]) -> int:
             write_atomically(report, json.dumps(content, indent=1).encode())
             print(f"{row}: {times['speedup_batch_128']:.2f} times as fast as dense", flush=True)
     return 0
+
+
+def trained_dense(root: Path, seed: str) -> Path:
+    run = next(root.glob(f"dense/{seed}/lightning_logs/*/summary.json")).parent
+    return Path(read_summary(run)["checkpoint"])
 
 
 def compare(path: Path, dense: Path) -> dict[str, float]:

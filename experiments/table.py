@@ -2,6 +2,7 @@
 
     python -m experiments.table cpu                            # all of them, the telling ones first
     python -m experiments.table cpu params_0.64 --seeds 2 3    # one row, with what it starts from
+    python -m experiments.table cpu params_0.64 --start models/googlenet_dense.pt    # not its own
     python -m experiments.table full -- trainer=gpu            # words after -- go to train.py
 
 dense, params_S, macs_S: by the modern recipe; S of the parameters, or of the multiply-adds, goes.
@@ -66,10 +67,11 @@ SCHEDULES = {"cpu": Schedule(40, 15, 25, 30), "full": Schedule(180, 60, 120, 180
 class Table:
     """Trains rows; a run that several rows need is trained once."""
 
-    def __init__(self, name: str, settings: list[str]):
+    def __init__(self, name: str, settings: list[str], start: Path | None = None):
         self.epochs = SCHEDULES[name]
         self.folder = Path("outputs/table", name)
         self.settings = settings
+        self.start = start
 
     def is_finished(self, row: str, seed: int) -> bool:
         return is_finished(self.folder / row / f"seed_{seed}")
@@ -87,7 +89,8 @@ class Table:
 
     def dense(self, seed: int) -> Path:
         """Checkpoint of the dense network."""
-        return self.train("dense", seed, *MODERN, f"trainer.max_epochs={self.epochs.dense}")
+        epochs = f"trainer.max_epochs={self.epochs.dense}"
+        return self.start or self.train("dense", seed, *MODERN, epochs)
 
     def gates_and_rest(self, size: str, seed: int) -> None:
         cost, sparsity = size.split("_")
@@ -184,6 +187,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("schedule", choices=SCHEDULES)
     parser.add_argument("rows", nargs="*", help=f"all, or some of: {', '.join(ROWS)}")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--start", type=Path, help="a trained dense network, for all seeds")
     own, settings = arguments, []
     if "--" in arguments:
         own, settings = arguments[: arguments.index("--")], arguments[arguments.index("--") + 1 :]
@@ -191,7 +195,10 @@ def main(arguments: list[str]) -> int:
     if unknown := set(options.rows) - set(ROWS):
         parser.error(f"no such row: {', '.join(sorted(unknown))}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the run that it waits for, too
-    return train_all(Table(options.schedule, settings), plan(options.rows, options.seeds))
+    planned = plan(options.rows, options.seeds)
+    if options.start:
+        planned = [(row, seed) for row, seed in planned if row != "dense"]
+    return train_all(Table(options.schedule, settings, options.start), planned)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """The cut network in eight-bit integers: compact.int8.onnx, quantized by onnxruntime.
 
-Only convolutions and products, each output channel of a weight with a scale of its own; ranges of
-activations are those of training images. Weights have seven bits: processors without VNNI would
-saturate with eight (onnxruntime's advice for `reduce_range`).
+Only convolutions and products, with the ReLU that follows, which is a bound of their range; each
+output channel of a weight has a scale of its own. Ranges of activations are those of training
+images. Weights have seven bits: processors without VNNI would saturate with eight (onnxruntime's
+advice for `reduce_range`). Biases stay in float32 in the file: in 32-bit integers each would need a
+scale beside it, which follows from the others. onnxruntime computes it when it opens the file.
 """
 
 import logging
@@ -26,6 +28,7 @@ from sparsereg.export.report import numbers_table
 from sparsereg.files import write_atomically
 
 PRODUCTS = ["Conv", "Gemm", "MatMul"]
+BOUNDS = ["Relu", "Clip"]
 IMAGES = 512  # of the training set, for ranges and errors
 BATCH = 64
 ROUNDS = {1: 31, 128: 9}  # images: rounds of measuring
@@ -63,13 +66,14 @@ def quantize(
             source,
             file,
             Calibration(images),
-            op_types_to_quantize=PRODUCTS,
+            op_types_to_quantize=PRODUCTS + BOUNDS,
             nodes_to_quantize=None if layer is None else [layer],
             per_channel=True,
             reduce_range=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibration_cache_path=ranges,
+            extra_options={"QuantizeBias": False},
         )
     finally:
         root.setLevel(level)

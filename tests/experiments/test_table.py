@@ -81,6 +81,15 @@ def test_rows_start_from_their_own_seed(trained):
     assert {peer, f"loss.teacher={dense}"} <= set(rows["cpu/magnitude_macs_0.5"])
 
 
+def test_rows_start_from_a_network_that_is_given(trained):
+    dense = "models/googlenet_dense.pt"
+    rows = ["params_0.64", "magnitude_params_0.64"]
+    assert table.main(["cpu", *rows, "--seeds", "5", "--start", dense]) == 0
+    assert [*trained] == [f"cpu/{name}/seed_5" for name in ("gates_params_0.64", *rows)]
+    assert all(f"loss.teacher={dense}" in settings for settings in trained.values())
+    assert f"ckpt_path={dense}" in trained["cpu/gates_params_0.64/seed_5"]
+
+
 def test_all_have_the_same_epochs_after_the_dense_network(trained):
     table.main(["cpu", "params_0.64", "magnitude_params_0.64", "--seeds", "5"])
     epochs = {
