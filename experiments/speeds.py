@@ -1,14 +1,15 @@
 """How much faster the networks of a table are than its dense one, measured side by side.
 
     python -m experiments.speeds outputs/table/cpu
-    python -m experiments.speeds outputs/table/cpu models/googlenet_dense.pt    # they started from
+    python -m experiments.speeds outputs/table/cpu --start models/googlenet_dense.pt
 
 Every finished run, the dense one too, is cut, folded and timed in turns with the folded dense
-network of its seed, or that file; gates_… and scratch_… are left out, whose networks nobody uses.
-What comes out lies beside the checkpoint that the results are of, where report.py looks
+network of its seed, or that of --start; gates_… and scratch_… are left out, whose networks nobody
+uses. What comes out lies beside the checkpoint that the results are of, where report.py looks
 (best_compact/report.json). Runs that have it already are left out.
 """
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -25,13 +26,16 @@ from sparsereg.runs.folder import MEASURED, compact_folder, read_summary
 
 
 def main(arguments: list[str]) -> int:
-    root, *start = map(Path, arguments)
-    for summary in sorted(root.glob("*/seed_*/lightning_logs/version_*/summary.json")):
+    parser = argparse.ArgumentParser(description="Measure the networks of a table.")
+    parser.add_argument("table", type=Path, help="folder of its runs")
+    parser.add_argument("--start", type=Path, help="the dense network that the table was given")
+    options = parser.parse_args(arguments)
+    for summary in sorted(options.table.glob("*/seed_*/lightning_logs/version_*/summary.json")):
         run, row = summary.parent, summary.parents[2]
         if row.parent.name.startswith(("gates_", "scratch_")):
             continue
         own = Path(read_summary(run)["checkpoint"])
-        dense = start[0] if start else trained_dense(root, row.name)
+        dense = options.start or trained_dense(options.table, row.name)
         report = compact_folder(own) / "report.json"
         if not report.exists():
             times = compare(own, dense)
@@ -42,8 +46,8 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def trained_dense(root: Path, seed: str) -> Path:
-    run = next(root.glob(f"dense/{seed}/lightning_logs/*/summary.json")).parent
+def trained_dense(table: Path, seed: str) -> Path:
+    run = next(table.glob(f"dense/{seed}/lightning_logs/*/summary.json")).parent
     return Path(read_summary(run)["checkpoint"])
 
 
