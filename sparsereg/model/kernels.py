@@ -18,6 +18,8 @@ from pathlib import Path
 SOURCE = Path(__file__).with_suffix(".c")
 # No -fopenmp to the linker: the threads are those of torch, whose OpenMP is loaded already, and not
 # a second pool of them that would wait for the same cores.
+CPUINFO = Path("/proc/cpuinfo")
+NEEDED = {"avx512f", "avx512bw", "avx512vl", "avx512_bf16"}  # instructions in kernels.c
 COMPILE = ("-c", "-O3", "-march=native", "-fopenmp", "-fPIC")
 
 
@@ -45,6 +47,12 @@ SIGNATURES = {
 }
 
 
+def instructions() -> set[str]:
+    """Extensions that this processor has, by their names in Linux; none where they are not said."""
+    lines = CPUINFO.read_text().splitlines() if CPUINFO.exists() else []
+    return set(next((line for line in lines if line.startswith("flags")), "").split())
+
+
 @cache
 def library() -> ctypes.CDLL | None:
     """The compiled functions; None where they cannot be compiled, see `why_not`."""
@@ -60,6 +68,8 @@ def why_not() -> str | None:
 def compiled() -> ctypes.CDLL | str:
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         return "they are for Linux on x86-64"
+    if missing := NEEDED - instructions():
+        return f"this processor has no {', '.join(sorted(missing))}"
     compiler = shlex.split(os.environ.get("CC", "cc"))
     with tempfile.TemporaryDirectory() as folder:
         made, linked = Path(folder, "kernels.o"), Path(folder, "kernels.so")

@@ -3,8 +3,6 @@
 Wrong bfloat16 convolutions are known bugs of some versions of torch on some processors.
 """
 
-from pathlib import Path
-
 import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from torch import Tensor
@@ -13,7 +11,6 @@ from torch.nn import functional as F
 from sparsereg.model import kernels
 
 FLAGS = {"avx512_bf16", "amx_bf16"}
-CPUINFO = Path("/proc/cpuinfo")
 TOLERANCE = 0.02  # of the largest value; rounding alone differs by 0.004
 SHAPES = ((64, 32, 1), (32, 48, 3), (16, 24, 5), (3, 64, 3))  # channels in, out, kernel size
 
@@ -30,10 +27,7 @@ def precision_of(precision: str, on_cpu: bool) -> str:
 
 def has_bfloat16() -> bool:
     """Has this processor instructions for it? Without them torch computes it slowly."""
-    if not CPUINFO.exists():  # not Linux
-        return False
-    flags = next((s for s in CPUINFO.read_text().splitlines() if s.startswith("flags")), "")
-    return bool(FLAGS & set(flags.split()))
+    return bool(FLAGS & kernels.instructions())
 
 
 def is_right() -> bool:

@@ -7,6 +7,7 @@ from conftest import SMALL, checkpoint_path, events, run_folder
 from sparsereg.checkpoint import read_checkpoint
 
 
+@pytest.mark.filterwarnings("ignore:.*faster kernels")  # not every processor has them
 def test_gradients_are_clipped_by_their_norm(command, dense, tmp_path):
     """In bfloat16 and with a fused optimizer, as on a processor that has it. Plain steps of rate 1
     are as long as the gradients."""
