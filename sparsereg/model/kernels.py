@@ -16,10 +16,10 @@ from functools import cache
 from pathlib import Path
 
 SOURCE = Path(__file__).with_suffix(".c")
-# No -fopenmp to the linker: the threads are those of torch, whose OpenMP is loaded already, and not
-# a second pool of them that would wait for the same cores.
 CPUINFO = Path("/proc/cpuinfo")
 NEEDED = {"avx512f", "avx512bw", "avx512vl", "avx512_bf16"}  # instructions in kernels.c
+# No -fopenmp to the linker: the threads are those of torch, whose OpenMP is loaded already, and not
+# a second pool of them that would wait for the same cores.
 COMPILE = ("-c", "-O3", "-march=native", "-fopenmp", "-fPIC")
 
 
