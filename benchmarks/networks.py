@@ -32,7 +32,7 @@ TORCHVISION = (
     *("mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_b0"),
     *("efficientnet_v2_s", "mnasnet0_5", "regnet_x_400mf", "regnet_y_400mf"),
     *("shufflenet_v2_x0_5", "squeezenet1_1", "convnext_tiny", "vit_b_32", "swin_t"),
-    *("maxvit_t"),
+    "maxvit_t",
 )
 TIMM = (
     *("resnet26d", "resnext26ts", "ecaresnet26t", "skresnet18", "res2net50_48w_2s"),
