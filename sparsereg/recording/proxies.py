@@ -95,7 +95,7 @@ def is_tensor(value: Any) -> bool:
 @contextmanager
 def answering(net: nn.Module) -> Iterator[None]:
     """While the code of `net` runs, what torch.fx cannot see takes a `Value` for what it stands
-    for: `isinstance`, in the files that the classes of its modules are written in,
+    for: `isinstance` and `len`, in the files that the classes of its modules are written in,
     `torch.is_tensor`, `Variable`, and sizes given number by number."""
     new = Variable.__new__
 
@@ -105,6 +105,7 @@ def answering(net: nn.Module) -> Iterator[None]:
     with ExitStack() as patches:
         for file in files_of(net):
             patches.enter_context(patch.object(file, "isinstance", is_instance, create=True))
+            patches.enter_context(patch.object(file, "len", length, create=True))
         patches.enter_context(patch.object(torch, "is_tensor", lambda a: is_instance(a, Tensor)))
         patches.enter_context(patch.object(Variable, "__new__", variable))
         for function in OF_A_SIZE:
@@ -116,6 +117,11 @@ def is_instance(value: Any, kinds: Any) -> bool:
     return builtins.isinstance(value, kinds) or (
         builtins.isinstance(value, Value) and builtins.isinstance(value.node.meta["value"], kinds)
     )
+
+
+def length(value: Any) -> Any:
+    """Of a tensor its first size, as `Value`: Python makes a number of what `__len__` returns."""
+    return value.shape[0] if is_tensor(value) else builtins.len(value)
 
 
 def files_of(net: nn.Module) -> list[ModuleType]:

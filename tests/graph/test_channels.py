@@ -249,7 +249,10 @@ def written_into(n, x):
 REFUSED = {  # and what the error names
     "control flow": (with_control_flow, r"control flow.*|test_channels.py line \d+"),
     "written into": (written_into, r"test_channels.py line \d+, `part\[:, 0\] = 0`"),
-    "number of images": (lambda n, x: n.head(n.a(x).view(len(x), 8, 8, 8)), "number of images"),
+    "number of images": (
+        lambda n, x: n.head(n.a(x).view(int(x.size(0)), 8, 8, 8)),
+        "number of images",
+    ),
     "two gates": (lambda n, x: n.head(n.other(n.gate(n.a(x)).relu())), "other.*gate already"),
     "gate called twice": (lambda n, x: n.head(n.gate(n.a(x)) + n.gate(n.b(x))), "gate is called"),
     "two outputs": (lambda n, x: (n.head(n.a(x)), n.b(x)), "one tensor"),

@@ -28,17 +28,19 @@ class Dense(nn.Module):
     def __init__(self):
         super().__init__()
         self.first, self.second = DenseLayer(3), DenseLayer(11)
-        self.fc = nn.Linear(8, 5)
+        self.fc = nn.Linear(4, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.is_tensor(x):
             raise TypeError("images")
-        return self.fc(self.second([x, self.first(x)]).mean((2, 3)))
+        features = [x, self.first(x)]
+        return self.fc(self.second(features).mean((2, 3)).view(len(x), -1, len(features)).sum(2))
 
 
-def test_is_it_a_tensor(tmp_path):
+def test_is_it_a_tensor_and_how_many_images(tmp_path):
     assert_exact(insert(Dense()), tmp_path / "net.pt")
-    assert "isinstance" not in globals() and torch.is_tensor(torch.zeros(1))  # as before
+    assert not {"isinstance", "len"} & globals().keys()  # as before
+    assert torch.is_tensor(torch.zeros(1)) and len(torch.zeros(3)) == 3
 
 
 def padded(net: Rare, x: Tensor) -> Tensor:
