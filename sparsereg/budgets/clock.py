@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sparsereg.budgets.onnx_layer import onnx_runner
 from sparsereg.compact import fold
 from sparsereg.errors import UserError
 from sparsereg.export.latency import machine
@@ -29,6 +30,7 @@ NETWORK_ROUNDS = 15
 SECONDS, NETWORK_SECONDS = 0.002, 0.03  # for which each is called at least, in each round
 COPIES = 5  # of a fast layer in one ONNX graph: a call of onnxruntime takes as long as they do
 FAST = 0.5  # milliseconds
+QUIET = 0.8  # share of the time in which this thread had a processor
 
 
 class Shape(NamedTuple):
@@ -110,7 +112,7 @@ class Clock:
             groups: dict[Shape, list[Point]] = {}
             for point in missing:
                 groups.setdefault(point[0], []).append(point)
-            with self.on_threads(), torch.inference_mode():
+            with self.on_threads(), torch.inference_mode(), undisturbed(self.file):
                 for group in groups.values():
                     times = zip(map(name_of, group), self.measure(group), strict=True)
                     known |= dict(times)
@@ -151,7 +153,7 @@ class Clock:
             runs = {name: self.network(net, image_shape, folder) for name, net in nets.items()}
             times: dict[str, list[float]] = {name: [] for name in runs}
             images = torch.randn(self.batch, *image_shape)
-            with torch.inference_mode():
+            with torch.inference_mode(), undisturbed():
                 for _ in range(1 + NETWORK_ROUNDS):
                     for name, run in runs.items():
                         call = functools.partial(run, images)
@@ -168,6 +170,18 @@ class Clock:
         batch = ({0: torch.export.Dim("batch")},)
         program = torch.export.export(folded, (images,), dynamic_shapes=batch)
         return write_onnx(program, Path(folder, "network.onnx"), {})
+
+
+@contextlib.contextmanager
+def undisturbed(file: Path | None = None) -> Iterator[None]:
+    """Says so if other programs had the processor for long, and in which file such times stay."""
+    began, own = time.perf_counter(), time.thread_time()
+    yield
+    share = (time.thread_time() - own) / (time.perf_counter() - began)
+    if share < QUIET:
+        what = f"while this was measured other programs had {1 - share:.0%} of the processor"
+        again = f". Delete {file} and start again when it is quiet" if file else ""
+        print(f"{what}: the times are too long{again}", flush=True)
 
 
 def seconds(run: Callable[[], object], window: float = SECONDS) -> float:
@@ -202,43 +216,3 @@ def version_of(backend: str) -> str:
     from importlib.metadata import version
 
     return version(backend)
-
-
-def onnx_runner(layer: nn.Module, images: Tensor, copies: int, threads: int) -> Callable:
-    """A layer and its ReLU in onnxruntime, so many times side by side."""
-    import onnxruntime
-    from onnx import TensorProto, helper, numpy_helper
-
-    is_conv = isinstance(layer, nn.Conv2d)
-    nodes, weights = [], []
-    for copy in map(str, range(copies)):
-        for name, tensor in layer.state_dict().items():
-            weights.append(numpy_helper.from_array(tensor.contiguous().numpy(), name + copy))
-        names = ["images", "weight" + copy, "bias" + copy]
-        options = conv_options(layer) if is_conv else {"transB": 1}
-        nodes.append(
-            helper.make_node("Conv" if is_conv else "Gemm", names, ["y" + copy], **options)
-        )
-        nodes.append(helper.make_node("Relu", ["y" + copy], ["out" + copy]))
-    real = TensorProto.FLOAT
-    outputs = [helper.make_tensor_value_info(f"out{c}", real, None) for c in range(copies)]
-    inputs = [helper.make_tensor_value_info("images", real, list(images.shape))]
-    graph = helper.make_graph(nodes, "layer", inputs, outputs, weights)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = threads
-    settings.enable_cpu_mem_arena = False
-    providers = ["CPUExecutionProvider"]
-    session = onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=providers)
-    binding = session.io_binding()
-    binding.bind_cpu_input("images", images.numpy())
-    for output in outputs:
-        binding.bind_output(output.name)
-    return lambda: session.run_with_iobinding(binding)
-
-
-def conv_options(conv: nn.Conv2d) -> dict:
-    options = {"strides": conv.stride, "dilations": conv.dilation, "group": conv.groups}
-    if isinstance(conv.padding, str):
-        return options | {"auto_pad": "SAME_UPPER" if conv.padding == "same" else "VALID"}
-    return options | {"pads": [*conv.padding, *conv.padding]}

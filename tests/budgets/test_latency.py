@@ -143,6 +143,14 @@ def test_an_interrupted_call_does_not_count():
     assert seconds(lambda: time.sleep(next(waits, 0.0)), 0.02) < 0.002
 
 
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_a_busy_machine_is_named(clock, monkeypatch, capsys, share):
+    monkeypatch.setattr(time, "thread_time", lambda: share * time.perf_counter())
+    clock.layers({(Shape(()), 3, 2)})
+    said = "other programs had 50% of the processor: the times are too long"
+    assert (said in capsys.readouterr().out) == (share < 0.8)
+
+
 def test_rounding_has_to_pay():
     assert fastest({"1": 1.0, "8": 0.99, "16": 1.2}) == 1
     assert fastest({"1": 1.0, "8": 0.97, "16": 0.9}) == 16
