@@ -194,6 +194,8 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(own)
     if unknown := set(options.rows) - set(ROWS):
         parser.error(f"no such row: {', '.join(sorted(unknown))}")
+    if options.start and "dense" in options.rows:
+        parser.error("the row dense is what --start gives: leave one of them out")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the run that it waits for, too
     planned = plan(options.rows, options.seeds)
     if options.start:

@@ -90,6 +90,12 @@ def test_rows_start_from_a_network_that_is_given(trained):
     assert f"ckpt_path={dense}" in trained["cpu/gates_params_0.64/seed_5"]
 
 
+def test_a_network_that_is_given_is_not_trained(trained, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        table.main(["cpu", "dense", "--start", "models/googlenet_dense.pt"])
+    assert "leave one of them out" in capsys.readouterr().err and not trained
+
+
 def test_all_have_the_same_epochs_after_the_dense_network(trained):
     table.main(["cpu", "params_0.64", "magnitude_params_0.64", "--seeds", "5"])
     epochs = {
