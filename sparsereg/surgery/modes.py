@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from sparsereg.errors import UserError
-from sparsereg.graph.nodes import check_modules, refuse
+from sparsereg.graph.nodes import check_modules, place_of, refuse
 from sparsereg.graph.tracing import (
     check_batch,
     check_random,
@@ -51,7 +51,10 @@ def trace_both_modes(net: nn.Module, example: Tensor | None) -> tuple[fx.GraphMo
             break
         if found.keys() <= opaque | {""}:
             why = "; ".join(found.values())
-            raise UserError(f"{type(net).__name__} does something else in training: {why}")
+            raise UserError(
+                f"{type(net).__name__} does something else in training: {why}. Put what differs "
+                "into a module of its own"
+            )
         opaque |= found.keys() - {""}
     if decided:
         net.eval()
@@ -80,10 +83,11 @@ def differences(evaluated: fx.GraphModule, trained: fx.GraphModule) -> dict[str,
     alike = len(in_eval) == len(in_training)
     for ours, (node, theirs) in zip(in_eval, in_training.items(), strict=False):
         if ours != theirs:
-            found.setdefault(owner_of(node), node.format_node() or str(node))
+            what = f"{node.format_node() or node}{place_of(node)}"
+            found.setdefault(owner_of(node), what)
             if not alike:
                 return found
-    return found if found or alike else {"": "it has other operations"}
+    return found
 
 
 def owner_of(node: fx.Node) -> str:
