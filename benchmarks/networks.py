@@ -67,7 +67,9 @@ def images(size: int) -> Tensor:
 
 def randomise(net: nn.Module, x: Tensor) -> None:
     """BatchNorm weights that are nobody's default, and statistics under which the images survive
-    all layers; the gates are open."""
+    all layers and closed gates; without BatchNorm, weights under which they do."""
+    if not any(isinstance(module, nn.BatchNorm2d) for module in net.modules()):
+        scale_weights(net, x)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None  # statistics of all batches since reset
@@ -81,6 +83,24 @@ def randomise(net: nn.Module, x: Tensor) -> None:
         net(x)
     for module, training in modes.items():
         module.training = training
+
+
+def scale_weights(net: nn.Module, x: Tensor) -> None:
+    """So that what each layer makes differs from image to image, with a standard deviation of 1."""
+
+    def hook(layer: nn.Module, _: tuple, y: Tensor) -> Tensor:
+        deviation = (y - y.mean(0)).std()
+        factor = 1 / deviation if deviation > 1e-6 * y.abs().max() else 1.0
+        for parameter in layer.parameters():
+            parameter.data.mul_(factor)
+        return y * factor
+
+    layers = [m for m in net.modules() if type(m) in (nn.Conv2d, nn.Linear)]
+    handles = [layer.register_forward_hook(hook) for layer in layers]
+    with torch.no_grad():
+        net(x)
+    for handle in handles:
+        handle.remove()
 
 
 def set_gates(net: nn.Module, share: float) -> Tensor:
@@ -134,8 +154,8 @@ def make(library: str, name: str) -> nn.Module:
         net = LITERATURE[name](num_classes=10)
     else:
         net = plain_network(library, name, num_classes=10)
-    for parameter in net.parameters():  # layer scales, positions and so on
-        if parameter.dim() == 1 or parameter.numel() < 5000:
+    for parameter in net.parameters():  # layer scales, positions, last layers that start at 0
+        if parameter.dim() == 1 or parameter.numel() < 5000 or not parameter.any():
             parameter.data.add_(torch.randn_like(parameter) * 0.1)
     return net
 
