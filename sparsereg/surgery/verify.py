@@ -20,6 +20,7 @@ from sparsereg.surgery.compaction import cut_closed, noise, relative_difference,
 from sparsereg.surgery.plain_graph import check_savable
 
 OPEN, PARTLY, CLOSED = 10.0, 0.5, -10.0  # ln α of gates that are 1, 0.65 and 0
+FILLED = 0.1  # standard deviation of what stands for zeros
 
 
 def verify(net: nn.Module, gated: GatedNetwork, example: Tensor) -> dict[str, float]:
@@ -51,6 +52,7 @@ def in_double(
     """A copy of the gated network, the images, and what `net`, which may change those that it is
     given, computes of them, in eval mode and in double precision, if the code allows that."""
     net, gated = (copy.deepcopy(n).cpu() for n in (net, gated))
+    fill_zeros(net, gated)
     for each in (net, gated):
         each.eval()
     images = images.double().cpu()
@@ -65,6 +67,20 @@ def in_double(
     except (RuntimeError, TypeError) as error:
         why = f"computes in several precisions{stopped_at(error, net)}: {first_line(error)}"
         raise UserError(f"{type(net).__name__} {why}") from error
+
+
+@torch.no_grad()
+def fill_zeros(*nets: nn.Module) -> None:
+    """Small random numbers, the same in all, where parameters start at 0: behind a last layer of
+    zeros, as that of vision transformers, nothing that differs would show."""
+    generator = torch.Generator().manual_seed(0)
+    own = [dict(net.named_parameters()) for net in nets]
+    for name in sorted(set.intersection(*map(set, own))):
+        parameters = [parameters[name] for parameters in own]
+        if not any(parameter.any() for parameter in parameters):
+            numbers = torch.randn(parameters[0].shape, generator=generator)
+            for parameter in parameters:
+                parameter.copy_(FILLED * numbers)
 
 
 def set_gates(net: nn.Module, even: float, odd: float) -> None:

@@ -23,6 +23,7 @@ from sparsereg.graph.tracing import trace
 from sparsereg.model import gated as gated_module
 from sparsereg.model.basic_l0_blocks import GATES, L0Gate, draw_gates, gate_layers
 from sparsereg.model.googlenet import REDUCE, GoogleNet
+from sparsereg.surgery.compaction import cut_closed
 from sparsereg.surgery.insert import insert_gates, place_gates
 
 
@@ -206,6 +207,23 @@ def test_a_head_that_starts_at_zero():
     assert not net(images(8).float()).any()
     gated = insert_gates(net, images(8).float(), show=False)
     assert not compact(gated)(images(8).float()).any()
+
+
+@pytest.mark.parametrize("starts_at_zero", [False, True])
+def test_a_wrong_cut_is_found_at_once(monkeypatch, starts_at_zero):
+    def wrong(plain: nn.Module) -> nn.Module:
+        small = cut_closed(plain)
+        [first, *_] = (m for m in small.modules() if isinstance(m, nn.Conv2d))
+        first.weight.data[0] *= 1.01
+        return small
+
+    monkeypatch.setattr("sparsereg.surgery.verify.cut_closed", wrong)
+    net = mobile_block()
+    for parameter in [*net.modules()][-1].parameters() if starts_at_zero else []:
+        nn.init.zeros_(parameter)  # no logit shows anything
+    with pytest.raises(UserError, match=r"Net, cut, differs by .* please report"):
+        insert_gates(net, images().float(), show=False)
+    assert starts_at_zero != net(images().float()).any(), "the network itself is as it was"
 
 
 def test_a_network_that_gives_no_logits():
