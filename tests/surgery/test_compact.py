@@ -109,18 +109,25 @@ PATTERNS = (fractional, zero_or_one, mixed, empty_branches, one_channel, all_ope
 @pytest.mark.parametrize("pattern", PATTERNS, ids=lambda pattern: pattern.__name__)
 @pytest.mark.parametrize("act_fn_name", ACTIVATIONS)
 def test_outputs_stay_the_same(act_fn_name, pattern, number):
-    """So many random networks of each kind; a third of that of other activations than relu."""
+    """So many random networks of each kind; a third of that of other activations than relu. Of some
+    with one open channel a block, a ReLU closes that one: their logits are constant."""
     net, x = randomised(act_fn_name), images(16)
     torch.manual_seed(1)
     number = 1 if pattern is all_open else number if act_fn_name == "relu" else number // 3
+    constant = 0
     for _ in range(number):
         for block in blocks_of(net):
             pattern(block)
         calibrate(net)
         with torch.no_grad():
             masked, cut = net(x), cut_closed(net, image_shape=(3, 32, 32))
+            if torch.allclose(masked, masked[:1], rtol=1e-5):
+                assert torch.allclose(masked, cut(x), rtol=1e-10)
+                constant += 1
+                continue
             assert_same(masked, cut(x))
             assert_same(masked, fold(cut)(x))
+    assert constant <= (number // 5 if pattern is one_channel else 0)
 
 
 @pytest.mark.slow
