@@ -74,6 +74,8 @@ def moved(traced: fx.GraphModule, steps: list[fx.Node], flow: Flow, shape: torch
 
 def find(found: Tensor) -> tuple[Tensor, int, int] | None:
     """(order, axis, repeat) of numbers that differ along one dimension alone."""
+    once = [slice(1) if step == 0 else slice(None) for step in found.stride()]
+    found = found[tuple(once)]  # of what `numbers` has expanded
     varying = [
         axis
         for axis, size in enumerate(found.shape)
