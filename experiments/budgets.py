@@ -28,7 +28,7 @@ DIGITS = (
 )
 SPEEDUPS = (1.5, 2)
 SPARSITIES = (0.3, 0.5, 0.7, 0.9)
-INT8 = 0.8  # sparsity of the network that is quantized
+INT8 = 0.64  # sparsity of the network that is quantized: an eighth of the bytes then
 
 
 class Budgets:
