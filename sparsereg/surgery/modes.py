@@ -50,6 +50,8 @@ def trace_both_modes(net: nn.Module, example: Tensor | None) -> tuple[fx.GraphMo
         if not found:
             break
         if found.keys() <= opaque | {""}:
+            net.eval()
+            check_batch(net, more, evaluated, opaque)  # there were more images, too
             why = "; ".join(found.values())
             raise UserError(
                 f"{type(net).__name__} does something else in training: {why}. Put what differs "
