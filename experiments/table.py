@@ -3,6 +3,7 @@
     python -m experiments.table cpu                            # all of them, the telling ones first
     python -m experiments.table cpu params_0.64 --seeds 2 3    # one row, with what it starts from
     python -m experiments.table cpu params_0.64 --start models/googlenet_dense.pt    # not its own
+    python -m experiments.table short params_0.64 magnitude_params_0.64 --seeds 1 --start FILE
     python -m experiments.table full -- trainer=gpu            # words after -- go to train.py
 
 dense, params_S, macs_S: by the modern recipe; S of the parameters, or of the multiply-adds, goes.
@@ -61,7 +62,11 @@ class Schedule:
         return 4 / 3 * self.gates + left * self.cut
 
 
-SCHEDULES = {"cpu": Schedule(40, 15, 25, 30), "full": Schedule(180, 60, 120, 180)}
+SCHEDULES = {
+    "cpu": Schedule(40, 15, 25, 30),
+    "short": Schedule(40, 2, 4, 6),  # to compare ways of choosing channels in an hour or two
+    "full": Schedule(180, 60, 120, 180),
+}
 
 
 class Table:
