@@ -23,15 +23,11 @@ from sparsereg.commands.checks import check_settings
 from sparsereg.commands.machine import check_devices, is_on_cpu
 from sparsereg.commands.memory import importing
 from sparsereg.commands.overrides import choose_as, typed
-from sparsereg.commands.resume import (
-    check_compact,
-    check_resumable,
-    finetune_settings,
-    run_settings,
-)
+from sparsereg.commands.resume import finetune_settings, run_settings
 from sparsereg.commands.settings import budget_of, to_plain, with_cost
 from sparsereg.errors import printable
 from sparsereg.runs.finished import finished_run, is_finished
+from sparsereg.runs.start_checks import check_compact, check_resumable
 
 
 def main(cfg: DictConfig) -> tuple[float, float]:

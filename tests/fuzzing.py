@@ -39,6 +39,7 @@ from sparsereg.model.layers import BatchNorm
 from sparsereg.networks import new_network
 from sparsereg.runs.find import find_runs
 from sparsereg.runs.records import write_records
+from sparsereg.runs.start_checks import check_resumable
 from sparsereg.runs.table import group_seeds, markdown, rich_table, table
 from sparsereg.sparsity.size import count
 from sparsereg.surgery.plain_graph import describe
@@ -126,7 +127,7 @@ class Files:
         cfg.ckpt_path = str(path)
         to_plain(cfg)
         resume.check_settings(cfg, [])
-        resume.check_resumable(checkpoint, cfg, is_finished=False)
+        check_resumable(checkpoint, cfg, is_finished=False)
 
     def read_runs(self, random_: random.Random) -> None:
         run = self.folder / "runs" / "lightning_logs" / "version_0"

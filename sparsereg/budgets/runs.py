@@ -13,13 +13,14 @@ from torch import nn
 
 from sparsereg.checkpoint import is_compact
 from sparsereg.commands.comparable import comparable
-from sparsereg.commands.resume import check_ungated, finetune_settings
+from sparsereg.commands.resume import finetune_settings
 from sparsereg.commands.settings import to_plain
 from sparsereg.errors import printable
 from sparsereg.export.formats import cut_file
 from sparsereg.files import read_text
 from sparsereg.runs.finished import find_finished, unfinished_runs
 from sparsereg.runs.records import free_name
+from sparsereg.runs.start_checks import check_ungated
 
 Train = Callable[..., dict]  # train.py's: settings, what is typed, …
 

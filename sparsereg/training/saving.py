@@ -7,9 +7,9 @@ import pytorch_lightning as pl
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from sparsereg.checkpoint import write_checkpoint
-from sparsereg.commands.resume import epochs_of
 from sparsereg.errors import UserError
 from sparsereg.files import write_atomically
+from sparsereg.runs.start_checks import epochs_of
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
