@@ -19,7 +19,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from experiments.resumable import ROOT, checkpoint, start, train
+from experiments.resumable import ROOT, checkpoint, finished, start, train
 from sparsereg.errors import UserError
 
 DIGITS = (
@@ -57,9 +57,10 @@ class Budgets:
         return json.loads(path.read_text())
 
     def one(self, name: str, *settings: str) -> dict:
-        """The results of a run; of the training after its cut, if it has one."""
-        run = train(self.folder(name), *self.gated, *settings)
-        return json.loads((ROOT / run / "summary.json").read_text())
+        """The results of a run; the accuracies of the training after its cut, if it has one."""
+        train(self.folder(name), *self.gated, *settings)
+        runs = [ROOT / run / "summary.json" for run in finished(self.folder(name))]
+        return {key: value for run in runs for key, value in json.loads(run.read_text()).items()}
 
     def drop(self) -> None:
         for most in self.drops:
@@ -77,20 +78,23 @@ class Budgets:
             fast = self.one(f"speedup_{speedup}", f"target_speedup={speedup}")
             macs = f"target_macs={fast['macs']}"
             peer = self.one(f"macs_{speedup}", macs)
-            times = self.measure(f"speedup_{speedup}", f"macs_{speedup}")
+            dense, *times = self.measure(f"speedup_{speedup}", f"macs_{speedup}")
+            row("dense", "", "", f"{dense:.3g}", 1, f"{fast['dense_macs']:,}", "", "")
             for name, results, ms in zip((f"{speedup} ×", macs), (fast, peer), times, strict=True):
                 asked = [results.get(f"{what}_latency", 0) for what in ("target", "predicted")]
-                accuracies = f"{100 * results['val_acc']:.2f} | {100 * results['test_acc']:.2f}"
+                accuracies = (f"{100 * results[f'{split}_acc']:.2f}" for split in ("val", "test"))
                 shown = (f"{number:.3g}" if number else "" for number in asked)
-                row(name, *shown, f"{ms:.3g}", f"{results['macs']:,}", accuracies)
+                faster = f"{dense / ms:.2f}"
+                row(name, *shown, f"{ms:.3g}", faster, f"{results['macs']:,}", *accuracies)
 
     def measure(self, *names: str) -> list[float]:
-        """Milliseconds of the cut networks, in turns."""
+        """Milliseconds of the dense network and the cut ones, in turns."""
         from sparsereg.budgets.clock import Clock  # imports take seconds
         from sparsereg.checkpoint import load, read_checkpoint
         from sparsereg.compact import compact
 
-        paths = [ROOT / checkpoint(train(self.folder(name))) for name in names]
+        cut = [ROOT / checkpoint(train(self.folder(name))) for name in names]
+        paths = [Path(self.dense), *cut]
         image_shape = tuple(read_checkpoint(paths[0])["sparsereg"]["data"]["image_shape"])
         nets = {str(path): compact(load(path)) for path in paths}
         return [*Clock(1, "onnxruntime", 1, "outputs/latency").networks(nets, image_shape).values()]
