@@ -9,8 +9,8 @@ from collections import Counter
 import pytest
 from judge import SHARES, judge
 
-NUMBER = int(os.environ.get("NETWORKS", 300))
-PARTS = 6  # for two processes
+NUMBER = int(os.environ.get("NETWORKS", 120))
+PARTS = 4  # for two processes
 
 
 @pytest.mark.slow

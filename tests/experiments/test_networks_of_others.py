@@ -12,11 +12,9 @@ from sparsereg.surgery.insert import place_gates
 TORCHVISION = [("torchvision", name) for name in networks.TORCHVISION]
 TIMM = [("timm", name) for name in networks.TIMM]
 UNREACHABLE = ("resnest14d", "swin_t")  # see docs/networks.md
-FASTEST = (  # twenty of timm's
-    *("darknet17", "ese_vovnet19b_slim", "dla46_c", "resnext26ts", "mobilenetv1_100"),
-    *("mobilenetv4_conv_small", "ecaresnet26t", "convnextv2_atto", "convnext_atto", "regnety_002"),
-    *("efficientnet_lite0", "selecsls42", "repghostnet_050", "ghostnet_050", "resnest14d"),
-    *("poolformer_s12", "resnet26d", "skresnet18", "cspresnet50", "fbnetc_100"),
+FASTEST = (  # of timm's, no two of a kind
+    *("darknet17", "ese_vovnet19b_slim", "dla46_c", "mobilenetv4_conv_small", "convnext_atto"),
+    *("regnety_002", "ghostnet_050", "resnest14d"),
 )
 
 

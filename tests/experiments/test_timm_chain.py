@@ -1,4 +1,4 @@
-"""From training to ONNX with networks of timm, as a user does it."""
+"""From training to ONNX with networks of timm, as a user does it; all four with -m coverage."""
 
 import json
 
@@ -13,7 +13,8 @@ from sparsereg.checkpoint import load
 from sparsereg.data import Digits
 from sparsereg.export import report as compact_report
 
-NAMES = ("mobilenetv4_conv_small", "convnext_atto", "regnety_002", "ghostnet_050")
+SLOW = ("mobilenetv4_conv_small", "regnety_002", "ghostnet_050")
+NAMES = ("convnext_atto", *(pytest.param(name, marks=pytest.mark.coverage) for name in SLOW))
 SIZE = 32  # convnext_atto divides it by 32
 TARGET = ("target_sparsity=0.5", "cost=macs", "droprate_init=0.05")
 
