@@ -14,6 +14,10 @@ from sparsereg.networks import check_takes, rebuild
 from sparsereg.surgery.plain_graph import build, shapes
 
 PARTS = ("config", "network", "data")  # of what this project adds to a checkpoint
+OPTIONAL_GATES = {  # part of their keys: how they are missed, and the setting
+    "reduction_gates": ("reductions have", "gate_reductions"),
+    "stem_gates": ("stem has", "model.gate_stem"),
+}
 LARGEST_IMAGE = 2**26  # numbers in one image
 
 
@@ -50,10 +54,11 @@ def read_checkpoint(path: str | Path, key: str = "ckpt_path") -> dict:
 
 def complete(model: object) -> None:
     """Say in the settings of an older run's network what they could not say: no gates shared by
-    layers, nor behind barriers."""
-    if isinstance(model, dict) and "library" in model:
-        model.setdefault("coupled", False)
-        model.setdefault("behind_barriers", False)
+    layers, nor behind barriers; none on GoogleNet's stem."""
+    if isinstance(model, dict):
+        keys = ("coupled", "behind_barriers") if "library" in model else ("gate_stem",)
+        for key in keys:
+            model.setdefault(key, False)
 
 
 def is_ours(checkpoint: object) -> bool:
@@ -136,11 +141,12 @@ def is_gated(state: Mapping) -> bool:
 def check_fits(state: Mapping, own: Mapping, hint: str = "") -> None:
     """Raise UserError that names what differs between a loaded and the network's own state."""
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    if any("reduction_gates" in key for key in missing + unexpected) and is_gated(own):
-        raise UserError(
-            f"the checkpoint's reductions have {'no ' if missing else ''}gates: use "
-            f"gate_reductions={'false' if missing else 'true'}"
-        )
+    for part, (what, setting) in OPTIONAL_GATES.items():
+        if any(part in key for key in missing + unexpected) and is_gated(own):
+            raise UserError(
+                f"the checkpoint's {what} {'no ' if missing else ''}gates: use "
+                f"{setting}={'false' if missing else 'true'}"
+            )
     if unexpected and all(key.endswith("qz_loga") for key in unexpected):
         raise UserError(
             "the checkpoint has gates and this network has none "

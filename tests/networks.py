@@ -14,6 +14,7 @@ from sparsereg.model.basic_l0_blocks import L0Gate
 from sparsereg.model.googlenet import GoogleNet
 
 CLOSED, OPEN = -10.0, 10.0  # ln α of a gate that is exactly 0, or 1
+EVERYWHERE = {"gate_reductions": True, "gate_stem": True}  # of GoogleNet
 
 
 class Net(nn.Module):

@@ -113,6 +113,7 @@ SETTINGS: dict[str, Setting] = {
     "model.act_fn_name": Setting(*v.one_of(choices.ACTIVATIONS)),
     "model.without_using_gate": Setting(*v.BOOL),
     "model.gate_reductions": Setting(*v.BOOL, OF_GATES),
+    "model.gate_stem": Setting(*v.BOOL, OF_GATES),
     "model.droprate_init": Setting(*v.INSIDE_0_1, OF_GATES),
     "model.temperature": Setting(*v.SHARE, OF_GATES),
     "model.sampling": Setting(*v.one_of(choices.SAMPLING), OF_GATES),

@@ -145,6 +145,7 @@ class GoogleNet(nn.Module):
         act_fn_name: relu, leakyrelu, gelu or tanh.
         without_using_gate: build no gates at all; the state dict then has no `qz_loga`.
         gate_reductions: gates on the 1x1 reductions too, not only on the branches' outputs.
+        gate_stem: gates on the channels of the stem too.
         droprate_init, temperature, sampling: see `L0Gate`.
         image_shape: (C, H, W) of the images; only C matters.
 
@@ -158,6 +159,7 @@ class GoogleNet(nn.Module):
         act_fn_name: str = "relu",
         without_using_gate: bool = False,
         gate_reductions: bool = False,
+        gate_stem: bool = False,
         droprate_init: float = 0.5,
         temperature: float = 2 / 3,
         sampling: str = "per_sample",
@@ -175,6 +177,9 @@ class GoogleNet(nn.Module):
             return L0Gate(width, droprate_init, temperature, sampling)
 
         self.stem = conv_bn_act(image_shape[0], STEM_CHANNELS, 3, act_fn_name)
+        self.stem_gates = nn.ModuleDict()
+        if gate_stem and not without_using_gate:
+            self.stem_gates["3x3"] = gate(STEM_CHANNELS)
         self.blocks = nn.ModuleDict()
         c_in = STEM_CHANNELS
         for number, (reduce, width) in enumerate(zip(REDUCE, WIDTHS, strict=True), start=1):
@@ -194,9 +199,9 @@ class GoogleNet(nn.Module):
 
     @property
     def gates(self) -> dict[str, L0Gate]:
-        """The gate layers by name ("block1/1x1", "block1/reduce3x3"): for each block those of its
-        outputs in their order, then those of its reductions."""
-        gates = {}
+        """The gate layers by name ("block1/1x1", "block1/reduce3x3"): that of the stem, then for
+        each block those of its outputs in their order, then those of its reductions."""
+        gates = {f"stem/{name}": gate for name, gate in self.stem_gates.items()}
         for block_name, block in self.blocks.items():
             gates |= {f"{block_name}/{name}": gate for name, gate in block.gates.items()}
             reductions = block.reduction_gates.items()
@@ -208,20 +213,27 @@ class GoogleNet(nn.Module):
         gates = self.gates
         return torch.cat([gate.qz_loga for gate in gates.values()]) if gates else None
 
-    def draw_block_gates(self, x: Tensor, qz_loga: Tensor) -> list[list[Tensor]]:
-        """Samples of all gates for the batch `x`, drawn at once: for each block its (N or 1, C)."""
+    def draw_all_gates(self, x: Tensor, qz_loga: Tensor) -> list[list[Tensor]]:
+        """Samples of all gates for the batch `x`, drawn at once: (N or 1, C) of the stem, if it has
+        any, and of each block."""
         num_masks = len(x) if self.sampling == "per_sample" else 1
         gates = draw_gates(qz_loga, num_masks, self.temperature)
-        widths = [block.gate_widths for block in self.blocks.values()]
+        widths = [[len(gate.qz_loga) for gate in self.stem_gates.values()]]
+        widths += [block.gate_widths for block in self.blocks.values()]
         pieces = iter(gates.to(x.dtype).split(list(chain(*widths)), dim=1))
         return [[next(pieces) for _ in block] for block in widths]
 
     def forward(self, images: Tensor, qz_loga: Tensor | None = None) -> Tensor:
         """`qz_loga`: the result of `self.qz_loga()`, where the caller needs it as well."""
         x = self.stem(images)  # (N, 64, H, W)
-        drawn = [[]] * len(self.blocks)
+        stem_drawn, *drawn = [[]] * (1 + len(self.blocks))
         if self.training and self.gates:
-            drawn = self.draw_block_gates(x, self.qz_loga() if qz_loga is None else qz_loga)
+            qz_loga = self.qz_loga() if qz_loga is None else qz_loga
+            stem_drawn, *drawn = self.draw_all_gates(x, qz_loga)
+        if stem_drawn:
+            x = x * stem_drawn[0][:, :, None, None]
+        elif self.stem_gates:
+            x = self.stem_gates["3x3"](x)
         blocks = zip(self.blocks.values(), drawn, strict=True)
         for number, (block, block_drawn) in enumerate(blocks, start=1):
             x = block(x, block_drawn)  # (N, sum of the block's widths, H, W)

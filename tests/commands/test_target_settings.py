@@ -29,6 +29,10 @@ CONTRADICTIONS = [  # settings that exclude one another, what the line must say
         ["reductions have no gates", "gate_reductions=false"],
     ),
     (
+        ("keep_gates=true", "ckpt_path={gated}", "model.gate_stem=true", "data=digits"),
+        ["stem has no gates", "model.gate_stem=false"],
+    ),
+    (
         ("resume_training=true", "ckpt_path={gated}", "trainer.max_epochs=9", TARGET),
         [TARGET, "null", "resume_training=false"],
     ),

@@ -5,6 +5,7 @@ from itertools import chain
 
 import pytest
 import torch
+from networks import EVERYWHERE
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -83,15 +84,15 @@ def test_gates_multiply_each_branch():
 
 
 @pytest.mark.parametrize("act_fn_name", ACTIVATIONS)
-@pytest.mark.parametrize("gate_reductions", [False, True])
-def test_training_multiplies_as_eval_does(monkeypatch, gate_reductions, act_fn_name):
+@pytest.mark.parametrize("gates", [{}, EVERYWHERE])
+def test_training_multiplies_as_eval_does(monkeypatch, gates, act_fn_name):
     """In eval mode each branch has its gate, in training a block has one product, after its
     pooling: the same numbers and gradients."""
     monkeypatch.setattr(
         googlenet, "draw_gates", lambda qz_loga, n, _: deterministic_gate(qz_loga).expand(n, -1)
     )
     torch.manual_seed(0)
-    net = GoogleNet(gate_reductions=gate_reductions, act_fn_name=act_fn_name).double().eval()
+    net = GoogleNet(**gates, act_fn_name=act_fn_name).double().eval()
     for gate in net.gates.values():
         gate.qz_loga.data.normal_(0, 3)
     net.gates["block2/3x3"].qz_loga.data.fill_(-10)  # before a pooling
@@ -148,6 +149,20 @@ def test_gates_on_the_reductions():
     assert {k for k in net.state_dict() if not k.endswith("qz_loga")} == ungated.keys()
 
 
+def test_gates_on_the_stem():
+    """They come first, and close what the stem makes."""
+    torch.manual_seed(0)
+    net = GoogleNet(gate_stem=True, droprate_init=0.01).eval()
+    assert list(net.gates)[:2] == ["stem/3x3", "block1/1x1"] and len(net.qz_loga()) == 832 + 64
+    net.gates["stem/3x3"].qz_loga.data[:60] = -10
+    closed = net(images())
+    net.stem[1].bias.data[:60] = 7
+    assert torch.equal(net(images()), closed)
+    net.stem[1].bias.data[60:] = 7
+    assert not torch.equal(net(images()), closed)
+    assert not GoogleNet(gate_stem=True, without_using_gate=True).gates
+
+
 def test_closed_gates_cut_the_branch_off():
     torch.manual_seed(0)
     net = GoogleNet(droprate_init=0.01).eval()
@@ -160,10 +175,10 @@ def test_closed_gates_cut_the_branch_off():
     assert torch.equal(net(images()), closed)
 
 
-@pytest.mark.parametrize("gate_reductions", [False, True])
-def test_gradient_reaches_every_gate_and_weight(gate_reductions):
+@pytest.mark.parametrize("gates", [{}, {"gate_reductions": True}, EVERYWHERE])
+def test_gradient_reaches_every_gate_and_weight(gates):
     torch.manual_seed(0)
-    net = GoogleNet(gate_reductions=gate_reductions)
+    net = GoogleNet(**gates)
     net(images()).square().sum().backward()
     for name, parameter in net.named_parameters():
         assert parameter.grad is not None, name
@@ -175,10 +190,10 @@ def test_training_draws_and_eval_does_not():
     torch.manual_seed(0)
     net = GoogleNet()
     # BatchNorm would mix the images of the batch: compare the gates themselves
-    masks = torch.cat(list(chain(*net.draw_block_gates(images(), net.qz_loga()))), dim=1)
+    masks = torch.cat(list(chain(*net.draw_all_gates(images(), net.qz_loga()))), dim=1)
     assert masks.shape == (4, 832) and len(masks.unique(dim=0)) == 4
     per_batch = GoogleNet(sampling="per_batch")
-    drawn = per_batch.draw_block_gates(images(), per_batch.qz_loga())
+    drawn = per_batch.draw_all_gates(images(), per_batch.qz_loga())
     masks = torch.cat(list(chain(*drawn)), dim=1)
     assert masks.shape == (1, 832)
     net.eval()

@@ -143,19 +143,22 @@ def test_weights_in_other_wrappings(wrap, tmp_path):
     assert all(map(torch.equal, net.state_dict().values(), other.state_dict().values()))
 
 
-NO_SHARED_GATES = ("model.coupled=false", "model.behind_barriers=false")
+NEWER = {"resnet20": ("coupled", "behind_barriers"), "googlenet": ("gate_stem",)}
 
 
 @pytest.mark.slow
-def test_a_checkpoint_from_before_shared_gates_goes_on(command, tmp_path):
-    run = (*SHORT, "model=resnet20", *NO_SHARED_GATES, f"output_dir={tmp_path}")
+@pytest.mark.parametrize("name", NEWER)
+def test_a_checkpoint_from_before_some_gates_goes_on(name, command, tmp_path):
+    without = [f"model.{key}=false" for key in NEWER[name]]
+    run = (*SHORT, f"model={name}", *without, f"output_dir={tmp_path}")
     assert command("train.py", *run).code == 0
     last = checkpoint_path(tmp_path)
     checkpoint = torch.load(last, weights_only=True)
     for part in ("network", "config"):
         described = checkpoint["sparsereg"][part]
         model = described if part == "network" else described["model"]
-        del model["coupled"], model["behind_barriers"]
+        for key in NEWER[name]:
+            del model[key]
     torch.save(checkpoint, last)
 
     before = sparsereg.load(last)

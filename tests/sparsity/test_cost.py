@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from networks import gates_of
+from networks import EVERYWHERE, gates_of
 from small_networks import NETWORKS, make
 from torch import Tensor, nn
 
@@ -53,11 +53,11 @@ def test_certain_gates_cost_what_the_reference_says(case):
     assert expected["channels"].item() == pytest.approx(is_open.sum().item() / 832)
 
 
-@pytest.mark.parametrize("gate_reductions", [False, True])
+@pytest.mark.parametrize("gates", [{}, EVERYWHERE])
 @pytest.mark.parametrize("share", [0.9, 0.5, 0.2])
-def test_any_gates_cost_what_the_cut_network_has(gate_reductions, share):
+def test_any_gates_cost_what_the_cut_network_has(gates, share):
     torch.manual_seed(0)
-    net = GoogleNet(gate_reductions=gate_reductions)
+    net = GoogleNet(**gates)
     cost = ExpectedCost(net, IMAGE)
     is_open = torch.rand(cost.num_gates) < share
     is_open[cost.cheapest("params", 1)] = True  # no block is without any
@@ -89,13 +89,14 @@ def test_other_networks(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("gate_reductions", [False, True])
-def test_expectation_is_the_mean_over_random_gates(monkeypatch, gate_reductions):
+@pytest.mark.parametrize("gates", [{}, {"gate_reductions": True}, {"gate_stem": True}])
+def test_expectation_is_the_mean_over_random_gates(monkeypatch, gates):
     """Monte Carlo: 2,000 networks with Bernoulli gates, each one cut and counted."""
     monkeypatch.setattr(googlenet, "WIDTHS", ((1, 2, 2, 1), (2, 1, 1, 2)))  # fast to cut
     monkeypatch.setattr(googlenet, "REDUCE", ((1, 2), (1, 1)))
+    monkeypatch.setattr(googlenet, "STEM_CHANNELS", 3)
     torch.manual_seed(0)
-    net = GoogleNet(gate_reductions=gate_reductions)
+    net = GoogleNet(**gates)
     cost = ExpectedCost(net, (3, 8, 8))
     prob_open = torch.tensor([0.97, 0.05, 0.9, 0.98]).repeat(cost.num_gates)[: cost.num_gates]
     prob_open[cost.bottlenecks[:, 0]] = 1.0  # else the network would sometimes collapse
@@ -173,12 +174,13 @@ def test_the_network_is_left_alone():
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
 
 
-@pytest.mark.parametrize("gate_reductions", [False, True])
-def test_highest_sparsity_is_that_of_the_smallest_network(gate_reductions):
+@pytest.mark.parametrize("gates", [{}, {"gate_reductions": True}, EVERYWHERE])
+def test_highest_sparsity_is_that_of_the_smallest_network(gates):
     """One 1x1 channel in each block, by hand: stem, blocks, and a head that reads one channel."""
-    cost = ExpectedCost(GoogleNet(gate_reductions=gate_reductions), IMAGE)
-    stem = 3 * 64 * 9 + 64 + 128
-    blocks = (64 + 1 + 2) + 7 * (1 + 1 + 2)
+    cost = ExpectedCost(GoogleNet(**gates), IMAGE)
+    width = 1 if "gate_stem" in gates else 64
+    stem = width * (3 * 9 + 1 + 2)
+    blocks = (width + 1 + 2) + 7 * (1 + 1 + 2)
     smallest = stem + blocks + 10 + 10
     assert cost.highest_sparsity("params", 1) == pytest.approx(1 - smallest / 260_650, abs=1e-9)
     assert cost.highest_sparsity("params", 8) < cost.highest_sparsity("params", 1)
