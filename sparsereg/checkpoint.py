@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from sparsereg.commands.comparable import complete
 from sparsereg.errors import UserError
 from sparsereg.files import check_checkpoint_file, write_atomically
 from sparsereg.networks import check_takes, rebuild
@@ -48,17 +49,8 @@ def read_checkpoint(path: str | Path, key: str = "ckpt_path") -> dict:
         ) from None
     if not is_ours(checkpoint):
         raise UserError(f"{key}={path} was not written by sparsereg's train.py")
-    complete(checkpoint["sparsereg"]["config"].get("model"))
+    checkpoint["sparsereg"]["config"] = complete(checkpoint["sparsereg"]["config"])
     return checkpoint
-
-
-def complete(model: object) -> None:
-    """Say in the settings of an older run's network what they could not say: no gates shared by
-    layers, nor behind barriers; none on GoogleNet's stem."""
-    if isinstance(model, dict):
-        keys = ("coupled", "behind_barriers") if "library" in model else ("gate_stem",)
-        for key in keys:
-            model.setdefault(key, False)
 
 
 def is_ours(checkpoint: object) -> bool:

@@ -11,12 +11,22 @@ AVERAGING = "callbacks.average_weights.decay"  # None: no average
 
 def comparable(config: dict) -> dict[str, Any]:
     """What decides the result of a run, which two runs that are the same have in common."""
-    flat = {k: v for k, v in flatten(config).items() if Role.NO_EFFECT not in roles_of(k)}
+    flat = {k: v for k, v in flatten(complete(config)).items() if Role.NO_EFFECT not in roles_of(k)}
     if flat.get("cost") != "latency" and flat.get("round_to") != "auto":
         flat = {k: v for k, v in flat.items() if not k.startswith("latency.")}
     flat = {k: v for k, v in flat.items() if v is not None}  # which older runs may lack
     places = [key for key in flat if Role.PATH in roles_of(key) and isinstance(flat[key], str)]
     return flat | {key: str(Path(flat[key]).expanduser().resolve()) for key in places}
+
+
+def complete(config: dict) -> dict:
+    """With what the settings of an older run could not say of its network: no gates shared by
+    layers, nor behind barriers; none on GoogleNet's stem."""
+    model = config.get("model")
+    if not isinstance(model, dict):
+        return config
+    newer = ("coupled", "behind_barriers") if "library" in model else ("gate_stem",)
+    return {**config, "model": {**dict.fromkeys(newer, False), **model}}
 
 
 def differences(old: dict, new: dict) -> list[tuple[str, Any, Any]]:

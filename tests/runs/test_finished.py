@@ -83,6 +83,19 @@ def test_a_run_of_a_version_with_other_modules(tmp_path):
     assert find(tmp_path, "optimizer=sgd") is None
 
 
+@pytest.mark.parametrize(
+    "model, missing", [("googlenet", "gate_stem"), ("resnet20", "behind_barriers")]
+)
+def test_a_run_of_a_version_without_some_gates(model, missing, tmp_path):
+    newer = f"model.{missing}="
+    path = write_run(tmp_path, 0, f"model={model}", f"{newer}false") / "config.yaml"
+    config = OmegaConf.load(path)
+    del config.model[missing]
+    OmegaConf.save(config, path)
+    assert find(tmp_path, f"model={model}", f"{newer}false") == RESULTS
+    assert find(tmp_path, f"model={model}", f"{newer}true") is None
+
+
 def test_unfinished_and_broken_runs_do_not_count(tmp_path):
     write_run(tmp_path, 0, results=None)
     (write_run(tmp_path, 1) / "config.yaml").unlink()
