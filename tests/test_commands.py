@@ -100,6 +100,8 @@ def check(words: list[str]) -> None:
             check_script(f"{name.removeprefix('sparsereg-')}.py", arguments)
         case ["python", "-m", module, *arguments]:
             check_module(module, arguments)
+        case ["python", "-c", code]:
+            exec(code)
         case ["python", script]:
             assert script.startswith("docs/figures/") and (ROOT / script).exists()
         case ["make", *targets]:
