@@ -145,9 +145,9 @@ class GoogleNet(nn.Module):
         act_fn_name: relu, leakyrelu, gelu or tanh.
         without_using_gate: build no gates at all; the state dict then has no `qz_loga`.
         gate_reductions: gates on the 1x1 reductions too, not only on the branches' outputs.
-        gate_stem: gates on the channels of the stem too.
         droprate_init, temperature, sampling: see `L0Gate`.
         image_shape: (C, H, W) of the images; only C matters.
+        gate_stem: gates on the channels of the stem too.
 
     Raises:
         ValueError: an argument is outside its range.
@@ -159,11 +159,11 @@ class GoogleNet(nn.Module):
         act_fn_name: str = "relu",
         without_using_gate: bool = False,
         gate_reductions: bool = False,
-        gate_stem: bool = False,
         droprate_init: float = 0.5,
         temperature: float = 2 / 3,
         sampling: str = "per_sample",
         image_shape: Sequence[int] = (3, 32, 32),
+        gate_stem: bool = False,
     ):
         super().__init__()
         if act_fn_name not in ACTIVATIONS:
