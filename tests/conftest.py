@@ -14,6 +14,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from hydra._internal.hydra import Hydra
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = Path(__file__).parent.parent
@@ -97,10 +98,12 @@ def assert_quiet(result: Result) -> None:
 
 
 def run_here(script: str, *arguments: str) -> int:
-    """Exit code of a script that runs in this process, which saves the seconds of the imports."""
+    """Exit code of a script that runs in this process, which saves the seconds of the imports, and
+    of composing the settings once more for `hydra.mode`, which nothing here sets."""
     handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    no_mode = patch.object(Hydra, "get_mode", lambda *_, **__: None)  # it is -m or not
     try:
-        with patch.object(sys, "argv", [script, *arguments]):
+        with no_mode, patch.object(sys, "argv", [script, *arguments]):
             runpy.run_path(str(ROOT / script), run_name="__main__")
     except SystemExit as end:
         return end.code

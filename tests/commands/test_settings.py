@@ -1,5 +1,7 @@
 """ONE table of settings: every key that can be set has its row, and every row a key."""
 
+from itertools import zip_longest
+
 import pytest
 from hydra import compose, initialize_config_dir
 
@@ -15,6 +17,10 @@ from sparsereg.commands.settings import (
 
 NEEDED = {"data=image_folder": ["data.root=x"], "model=timm": ["model.name=x"]}
 NEEDED["model=torchvision"] = NEEDED["model=timm"]
+GROUPS = [
+    [f"{folder.name}={file.stem}" for file in sorted(folder.glob("*.yaml"))]
+    for folder in CONFIG.iterdir()
+]
 
 
 def keys_of(*overrides: str) -> set[str]:
@@ -25,8 +31,11 @@ def keys_of(*overrides: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def all_keys() -> set[str]:
-    options = [f"{path.parent.name}={path.stem}" for path in CONFIG.glob("*/*.yaml")]
-    keys = set().union(*(keys_of(option, *NEEDED.get(option, [])) for option in options))
+    keys = set()
+    for options in zip_longest(*GROUPS):  # one of each group at a time
+        chosen = [option for option in options if option]
+        needed = [setting for option in chosen for setting in NEEDED.get(option, [])]
+        keys |= keys_of(*chosen, *needed)
     with initialize_config_dir(str(CONFIG), version_base="1.3"):
         return keys | set(compose("report")) | set(compose("predict"))
 

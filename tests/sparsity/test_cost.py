@@ -89,7 +89,7 @@ def test_other_networks(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("gates", [{}, {"gate_reductions": True}, {"gate_stem": True}])
+@pytest.mark.parametrize("gates", [{}, EVERYWHERE])
 def test_expectation_is_the_mean_over_random_gates(monkeypatch, gates):
     """Monte Carlo: 2,000 networks with Bernoulli gates, each one cut and counted."""
     monkeypatch.setattr(googlenet, "WIDTHS", ((1, 2, 2, 1), (2, 1, 1, 2)))  # fast to cut

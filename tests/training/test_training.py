@@ -3,8 +3,8 @@
 import json
 import os
 import shlex
-import subprocess
-import sys
+from itertools import chain
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,11 +19,14 @@ from conftest import (
     run_folder,
     run_process,
 )
+from forked import FORKS
+from omegaconf import OmegaConf
 from PIL import Image
 
 import sparsereg
 from sparsereg.checkpoint import read_checkpoint
 from sparsereg.model.basic_l0_blocks import prob_nonzero
+from sparsereg.runs.folder import claim_version
 
 
 @pytest.mark.slow
@@ -118,30 +121,23 @@ def test_loss_weights(command, tmp_path):
     assert log.Scalars("train/loss")[0].value == log.Scalars("train/ce")[0].value
 
 
+def claim_many(root: Path, ready, numbers) -> None:
+    ready.wait()
+    numbers.put([claim_version(root, OmegaConf.create({})) for _ in range(100)])
+
+
 @pytest.mark.slow
 def test_runs_started_together_get_their_own_folders(tmp_path):
-    program = (
-        "import sys; from pathlib import Path; from omegaconf import OmegaConf\n"
-        "from sparsereg.runs.folder import claim_version\n"
-        "cfg = OmegaConf.create({})\n"
-        "input()\n"
-        "print(*[claim_version(Path(sys.argv[1]), cfg) for _ in range(100)])"
-    )
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", program, str(tmp_path / "lightning_logs")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-        )
-        for _ in range(2)
-    ]
+    ready, numbers = FORKS.Barrier(2), FORKS.Queue()
+    arguments = (tmp_path / "lightning_logs", ready, numbers)
+    processes = [FORKS.Process(target=claim_many, args=arguments) for _ in range(2)]
     for process in processes:
-        process.stdin.write("\n")
-        process.stdin.flush()
-    numbers = [int(n) for p in processes for n in p.communicate()[0].split()]
-    assert sorted(numbers) == list(range(200))
+        process.start()
+    claimed = [numbers.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+    assert sorted(chain(*claimed)) == list(range(200))
+    assert max(claimed[0]) > min(claimed[1]) and max(claimed[1]) > min(claimed[0]), "in turns"
 
 
 def test_load_in_one_line(trained):
