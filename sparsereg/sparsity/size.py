@@ -50,8 +50,9 @@ def open_channels_table(layers: dict[str, int]) -> Table:
     branches = list(dict.fromkeys(name.split("/")[1] for name in layers))
     table = Table("open channels", *map(escape, map(printable, branches)), "all")
     for block in dict.fromkeys(name.split("/")[0] for name in layers):
-        widths = [layers[f"{block}/{branch}"] for branch in branches]
-        table.add_row(Text(printable(block)), *map(str, widths), str(sum(widths)))
+        widths = [layers.get(f"{block}/{branch}") for branch in branches]  # the stem has one
+        shown = ["" if width is None else str(width) for width in widths]
+        table.add_row(Text(printable(block)), *shown, str(sum(filter(None, widths))))
     return table
 
 

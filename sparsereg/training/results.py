@@ -154,16 +154,16 @@ def warn_missed(results: dict) -> None:
 def finish(
     trainer: pl.Trainer, cfg: DictConfig, results: dict, folder: Path, is_last: bool
 ) -> None:
-    """Print the summary, keep it as summary.json, and log it beside the settings; after the last
+    """Keep the summary as summary.json, print it, and log it beside the settings; after the last
     run of a command, print what to type next."""
     if not trainer.is_global_zero:
         return
+    beside = {"checkpoint": os.path.relpath(results["checkpoint"], folder)}  # it may be moved
+    write_atomically(folder / "summary.json", json.dumps(results | beside, indent=1) + "\n")
     found = dense_run(cfg)
     print_summary(results, found[1] if found else None)
     if found:
         print(printable(f"dense: {found[0]}, trained without gates"))
-    beside = {"checkpoint": os.path.relpath(results["checkpoint"], folder)}  # it may be moved
-    write_atomically(folder / "summary.json", json.dumps(results | beside, indent=1) + "\n")
     numbers = {key: value for key, value in results.items() if isinstance(value, int | float)}
     final = {f"final/{key}": value for key, value in numbers.items()}
     logger = TensorBoard(folder.parent, "", folder.name)

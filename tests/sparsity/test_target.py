@@ -159,9 +159,17 @@ def test_cut_and_trained_on_in_one_command(command, tmp_path):
 
 
 @pytest.mark.slow
-def test_gates_on_reductions_reach_95_percent(command, tmp_path):
-    arguments = ("target_sparsity=0.95", "cost=params", "gate_reductions=true")
-    result = command("train.py", *TWO_EPOCHS, *arguments, f"output_dir={tmp_path}")
+def test_gates_everywhere_reach_95_percent(command, tmp_path):
+    everywhere = ("gate_reductions=true", "model.gate_stem=true")
+    arguments = ("target_sparsity=0.95", "cost=params", *everywhere, f"output_dir={tmp_path}")
+    result = command("train.py", *TWO_EPOCHS, *arguments)
     assert result.code == 0, result.err
-    assert summary(tmp_path)["reached_sparsity"] == pytest.approx(0.95, abs=0.01)
-    assert "reduce3x3" in result.out
+    found = summary(tmp_path)
+    assert found["reached_sparsity"] == pytest.approx(0.95, abs=0.01)
+    opened = found["open_channels"]
+    assert 0 < opened["stem/3x3"] < 64 and "block1/reduce3x3" in opened
+    [stem] = [line.replace("│", "").split() for line in result.out.splitlines() if "stem" in line]
+    assert stem == ["stem", str(opened["stem/3x3"]), str(opened["stem/3x3"])], "one layer, and all"
+
+    report = command("report.py", f"runs={tmp_path}", f"out={tmp_path / 'report'}")
+    assert report.code == 0, report.err

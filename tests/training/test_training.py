@@ -17,7 +17,9 @@ from conftest import (
     checkpoint_path,
     events,
     run_folder,
+    run_here,
     run_process,
+    summary,
 )
 from forked import FORKS
 from omegaconf import OmegaConf
@@ -138,6 +140,18 @@ def test_runs_started_together_get_their_own_folders(tmp_path):
         process.join()
     assert sorted(chain(*claimed)) == list(range(200))
     assert max(claimed[0]) > min(claimed[1]) and max(claimed[1]) > min(claimed[0]), "in turns"
+
+
+@pytest.mark.slow
+def test_results_are_kept_before_they_are_printed(tmp_path, monkeypatch):
+    """A terminal that is gone, or a bug in a table, loses nothing that was measured."""
+
+    def fail(*_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("sparsereg.training.results.print_summary", fail)
+    run_here("train.py", *SMALL, f"output_dir={tmp_path}")
+    assert 0 <= summary(tmp_path)["test_acc"] <= 1
 
 
 def test_load_in_one_line(trained):
