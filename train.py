@@ -172,10 +172,10 @@ def new_network(
         if checkpoint is not None and "image_shape" not in checkpoint["sparsereg"]["network"]:
             del fitting["image_shape"]  # an older one: its network has been built without
         net, described = instantiate(cfg.model, **fitting), described | fitting
-    check_takes(net, data.image_shape)
     if checkpoint is not None:
         hint = choose_as(checkpoint["sparsereg"]["config"], cfg)
         load_weights(net, checkpoint, not (cfg.resume_training or cfg.keep_gates), hint)
+    check_takes(net, data.image_shape)  # a cut one reads the channels that its file says
     return net, described
 
 

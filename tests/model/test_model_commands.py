@@ -167,3 +167,12 @@ def test_a_checkpoint_from_before_some_gates_goes_on(name, command, tmp_path):
     assert said.code == 0, said.err
     after = sparsereg.load(checkpoint_path(tmp_path, 1))
     assert gate_layers(after).keys() == gate_layers(before).keys()
+
+
+@pytest.mark.slow
+def test_a_cut_network_that_pads_its_channels_trains_on(command, tmp_path):
+    """Where layer2 begins, 16 channels become 32 by zeros before and behind."""
+    settings = ("model=resnet20", "model.exclude=[layer1.*]", "finetune_epochs=1")
+    result = command("train.py", *SHORT, *settings, f"output_dir={tmp_path}")
+    assert result.code == 0, result.err
+    assert sparsereg.load(checkpoint_path(tmp_path, 1)).select_pad_getitem.zeros
