@@ -16,6 +16,7 @@ from torch.fx.proxy import TraceError
 
 from sparsereg.errors import UserError
 from sparsereg.model.basic_l0_blocks import L0Gate
+from sparsereg.model.layers import read_as_torch_has_it
 
 NO_GATE = 0  # gates count from 1
 CODE = "code"  # in a node's meta: file and line of the network's code
@@ -185,6 +186,7 @@ def check_modules(net: nn.Module) -> None:
             raise UserError(f"{name} has a hook on its gradient: register it behind the gates")
     for name, module in net.named_modules():
         hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+        hooks = [hook for hook in hooks if hook is not read_as_torch_has_it]  # the same numbers
         if hooks and not isinstance(module, L0Gate):
             hook = getattr(hooks[0], "__name__", type(hooks[0]).__name__)
             raise UserError(

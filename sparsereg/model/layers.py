@@ -170,3 +170,31 @@ def channels_last(net: nn.Module) -> nn.Module:
         if parameter.dim() == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     return net
+
+
+WIDEST_BLOCK = 16  # channels that oneDNN computes at once: 8 with AVX2, 16 with AVX-512
+
+
+def protect_narrow_strides(net: nn.Module) -> nn.Module:
+    """Let 1x1 convolutions with a stride and few channels read images in torch's own format.
+
+    In channels_last oneDNN writes behind its workspace when it computes the gradient of their
+    weights (oneDNN issue 6035, open in torch 2.15), which ends the process or spoils numbers.
+    """
+    for module in net.modules():
+        if not isinstance(module, nn.Conv2d) or module.groups > 1:
+            continue
+        is_strided = module.kernel_size == (1, 1) and max(module.stride) > 1
+        if is_strided and module.in_channels < WIDEST_BLOCK:
+            module.weight.data = as_torch_has_it(module.weight.data)
+            module.register_forward_pre_hook(read_as_torch_has_it)
+    return net
+
+
+def read_as_torch_has_it(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    return (as_torch_has_it(inputs[0]),)
+
+
+def as_torch_has_it(x: Tensor) -> Tensor:
+    """A copy that is not channels_last; `contiguous` keeps the strides where C is 1, or H and W."""
+    return x.clone(memory_format=torch.contiguous_format)
