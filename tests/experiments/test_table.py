@@ -79,6 +79,8 @@ def test_rows_start_from_their_own_seed(trained):
     assert {f"ckpt_path={cut}", f"loss.teacher={dense}"} <= set(rows["cpu/params_0.64"])
     peer = "ckpt_path=outputs/table/cpu/magnitude_macs_0.5/seed_5/compact.pt"
     assert {peer, f"loss.teacher={dense}"} <= set(rows["cpu/magnitude_macs_0.5"])
+    for row in ("cpu/params_0.64", "cpu/magnitude_macs_0.5"):
+        assert "optimizer.lr=0.05" in rows[row], "no way of choosing has another rate"
 
 
 def test_rows_start_from_a_network_that_is_given(trained):
