@@ -1,4 +1,4 @@
-"""Layers of others that torch, or a library of its, computes wrongly."""
+"""Layers that torch, or a library beneath it, computes wrongly, and how they are kept from it."""
 
 import pytest
 import torch
