@@ -1,9 +1,10 @@
 """Gates in other people's networks: how much they can remove, and whether the cut is exact. Prints
 the table of docs/networks.md, with what Torch-Pruning does to the same networks beside it.
 
-    python -m benchmarks.networks [LIBRARY:NAME …]
+    python -m benchmarks.networks [LIBRARY|LIBRARY:NAME …]
 
-Every network gets random weights, also where its own start at 0 or 1, random BatchNorm weights and
+Without arguments all but those of pytorchcv, for which `pip install pytorchcv` is needed. Every
+network gets random weights, also where its own start at 0 or 1, random BatchNorm weights and
 statistics of the images, and several random gate patterns, in float64.
 """
 
@@ -15,40 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.cifar_literature import LITERATURE
+from benchmarks.network_names import NAMES, image_size
 from sparsereg.compact import Collapsed, compact, fold
 from sparsereg.errors import UserError
 from sparsereg.model.basic_l0_blocks import deterministic_gate, gate_layers
 from sparsereg.model.gated import GatedNetwork
-from sparsereg.model.small_images import NETWORKS
 from sparsereg.networks import plain_network
 from sparsereg.sparsity.cost import ExpectedCost
 from sparsereg.sparsity.size import count
 from sparsereg.surgery.insert import place_gates
 from sparsereg.surgery.plain_graph import check_savable
 
-TORCHVISION = (
-    *("alexnet", "vgg11", "vgg11_bn", "resnet18", "resnet50", "resnext50_32x4d"),
-    *("wide_resnet50_2", "densenet121", "densenet169", "googlenet", "inception_v3"),
-    *("mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_b0"),
-    *("efficientnet_v2_s", "mnasnet0_5", "regnet_x_400mf", "regnet_y_400mf"),
-    *("shufflenet_v2_x0_5", "squeezenet1_1", "convnext_tiny", "vit_b_32", "swin_t"),
-    "maxvit_t",
-)
-TIMM = (
-    *("resnet26d", "resnext26ts", "ecaresnet26t", "skresnet18", "res2net50_48w_2s"),
-    *("resnest14d", "darknet17", "cspresnet50", "dla46_c", "dpn68", "ese_vovnet19b_slim"),
-    *("hrnet_w18_small", "efficientnet_lite0", "tf_efficientnetv2_b0", "mixnet_s"),
-    *("fbnetc_100", "mobilenetv1_100", "mobilenetv4_conv_small", "mobileone_s0"),
-    *("ghostnet_050", "rexnet_100", "nf_regnet_b0", "convnext_atto", "convmixer_768_32"),
-    *("fastvit_t8", "repghostnet_050", "inception_v4", "xception41", "selecsls42"),
-    *("dm_nfnet_f0", "poolformer_s12", "mobilevit_xxs", "levit_128s", "coatnet_pico_rw_224"),
-    *("regnety_002", "convnextv2_atto", "resnet50_gn"),
-)
-SIZES = {  # of images; 64 for the others
-    **dict.fromkeys(("vit_b_32", "maxvit_t", "levit_128s", "coatnet_pico_rw_224"), 224),
-    **dict.fromkeys(("alexnet", "inception_v3", "inception_v4", "xception41"), 96),
-}
-SECONDS = 300  # that Torch-Pruning may take
+SECONDS = 300  # of CPU time that Torch-Pruning may take
 PATTERNS = 3
 REASONS = {  # what the analysis says: what the table says
     "added to another tensor": "read by an addition",
@@ -74,8 +53,10 @@ def randomise(net: nn.Module, x: Tensor) -> None:
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None  # statistics of all batches since reset
             module.reset_running_stats()
-            module.weight.data.uniform_(0.5, 1.5).mul_(torch.randn(module.weight.shape).sign())
-            module.bias.data.uniform_(-0.5, 0.5)
+            if module.affine:
+                weight = module.weight.data.uniform_(0.5, 1.5)
+                weight.mul_(torch.randn(weight.shape).sign())
+                module.bias.data.uniform_(-0.5, 0.5)
     modes = {module: module.training for module in net.modules()}
     for module in net.modules():
         module.training = isinstance(module, nn.BatchNorm2d)
@@ -152,6 +133,10 @@ def make(library: str, name: str) -> nn.Module:
     torch.manual_seed(0)
     if library == "literature":
         net = LITERATURE[name](num_classes=10)
+    elif library == "pytorchcv":
+        from pytorchcv.model_provider import get_model  # of all these networks; takes seconds
+
+        net = get_model(name, num_classes=10)
     else:
         net = plain_network(library, name, num_classes=10)
     for parameter in net.parameters():  # layer scales, positions, last layers that start at 0
@@ -191,7 +176,7 @@ def torch_pruning(library: str, name: str, size: int) -> str:
     last = [
         m for m in net.modules() if getattr(m, "out_features", getattr(m, "out_channels", 0)) == 10
     ]
-    signal.alarm(SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         importance = tp.importance.MagnitudeImportance(p=2)
         settings = {"importance": importance, "pruning_ratio": 0.5, "ignored_layers": last}
@@ -200,7 +185,7 @@ def torch_pruning(library: str, name: str, size: int) -> str:
     except (Exception, TimeoutError) as error:  # whatever its code raises
         return f"no: {type(error).__name__}"
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
     return f"{1 - sum(p.numel() for p in net.parameters()) / before:.1%}"
 
 
@@ -210,18 +195,17 @@ def too_long(*_: object) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    signal.signal(signal.SIGALRM, too_long)
-    names = [f"sparsereg:{name}" for name in NETWORKS]
-    names += [f"literature:{name}" for name in LITERATURE]
-    names += [f"torchvision:{name}" for name in TORCHVISION] + [f"timm:{name}" for name in TIMM]
-    for key in sys.argv[1:] or names:
+    signal.signal(signal.SIGPROF, too_long)
+    for key in sys.argv[1:] or [library for library in NAMES if library != "pytorchcv"]:
         library, _, name = key.partition(":")
-        size = 32 if library in ("sparsereg", "literature") else SIZES.get(name, 64)
-        cells = [f"`{name}`", str(size), *ours(library, name, size)]
-        print(
-            "| " + " | ".join([library, *cells, torch_pruning(library, name, size)]) + " |",
-            flush=True,
-        )
+        for network in [name] if name else NAMES[library]:
+            row(library, network)
+
+
+def row(library: str, name: str) -> None:
+    size = image_size(library, name)
+    cells = [library, f"`{name}`", str(size), *ours(library, name, size)]
+    print(f"| {' | '.join([*cells, torch_pruning(library, name, size)])} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,11 @@ pytest -m coverage tests/experiments/test_networks_of_others.py     # all, half 
 import pytest
 import torch
 
-from benchmarks import networks
+from benchmarks import network_names, networks
 from sparsereg.surgery.insert import place_gates
 
-TORCHVISION = [("torchvision", name) for name in networks.TORCHVISION]
-TIMM = [("timm", name) for name in networks.TIMM]
+TORCHVISION = [("torchvision", name) for name in network_names.TORCHVISION]
+TIMM = [("timm", name) for name in network_names.TIMM]
 UNREACHABLE = ("resnest14d", "swin_t")  # see docs/networks.md
 FASTEST = (  # of timm's, no two of a kind
     *("darknet17", "ese_vovnet19b_slim", "dla46_c", "mobilenetv4_conv_small", "convnext_atto"),
@@ -33,7 +33,7 @@ def check(library: str, name: str, size: int, patterns: int) -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("library", "name"), TORCHVISION + TIMM)
 def test_all(library, name):
-    check(library, name, networks.SIZES.get(name, 64), patterns=3)
+    check(library, name, network_names.image_size(library, name), patterns=3)
 
 
 @pytest.mark.slow
