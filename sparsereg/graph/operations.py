@@ -135,7 +135,7 @@ FUNCTIONS = {  # by name, because some of torch's functions do not know theirs
     **named(T, Kind.BARRIER, "masked_fill scatter logical_and logical_or logical_not std_mean"),
     **named(T, Kind.BARRIER, "diff tensordot cdist remainder fmod atan2 isnan nan_to_num"),
     **named(T, Kind.BARRIER, "logaddexp eq ne lt le gt ge zeros_like ones_like full_like eye"),
-    **named(T, Kind.BARRIER, "slice_scatter select_scatter"),
+    **named(T, Kind.BARRIER, "slice_scatter select_scatter linalg.norm linalg.vector_norm"),
     **named(OP, Kind.BARRIER, "matmul floordiv mod pow invert and_ or_ eq ne lt le gt ge"),
 }
 METHODS = {

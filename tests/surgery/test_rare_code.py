@@ -53,6 +53,13 @@ def masked(n, x):
     return x * x.masked_fill(x < -5.0, float("-inf")).softmax(1)
 
 
+def response(n, x):
+    """As in ConvNeXt v2."""
+    y = n.e(x)
+    length = torch.linalg.vector_norm(y, ord=2, dim=(2, 3), keepdim=True)
+    return y * length / (torch.linalg.norm(length, dim=1, keepdim=True) + 1e-6)
+
+
 class Pair(nn.Conv2d):
     def forward(self, x: Tensor) -> tuple[Tensor, int]:
         return super().forward(x), 0
@@ -85,6 +92,7 @@ ACCEPTED = {
         drop=nn.Dropout(np.linspace(0, 0.1, 2)[1]),
     ),
     "minus infinity": lambda: Rare(masked),
+    "norms of torch.linalg": lambda: Rare(response, e=conv()),
     "padding of minus infinity": lambda: Rare(
         lambda n, x: F.max_pool2d(F.pad(x, (0, 1, 0, 1), value=-float("inf")), 2)
     ),
