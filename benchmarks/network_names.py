@@ -1,6 +1,7 @@
 """The networks of docs/networks.md, and the size of the images that they get there."""
 
 from benchmarks.cifar_literature import LITERATURE
+from benchmarks.hugging_face import SETTINGS
 from sparsereg.model.small_images import NETWORKS
 
 TORCHVISION = (
@@ -40,10 +41,13 @@ NAMES = {
     "literature": LITERATURE,
     "torchvision": TORCHVISION,
     "timm": TIMM,
+    "transformers": SETTINGS,
     "pytorchcv": PYTORCHCV,
 }
+EXTRA = ("transformers", "pytorchcv")  # that the project's own files do not install
 SIZES = {  # of images; 64 for the others
     **dict.fromkeys(("vit_b_32", "maxvit_t", "levit_128s", "coatnet_pico_rw_224"), 224),
+    **{"Levit": 224, "FocalNet": 32},
     **dict.fromkeys(("alexnet", "inception_v3", "inception_v4", "xception41"), 96),
 }
 

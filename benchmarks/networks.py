@@ -3,8 +3,8 @@ the table of docs/networks.md, with what Torch-Pruning does to the same networks
 
     python -m benchmarks.networks [LIBRARY|LIBRARY:NAME …]
 
-Without arguments all but those of pytorchcv, for which `pip install pytorchcv` is needed. Every
-network gets random weights, also where its own start at 0 or 1, random BatchNorm weights and
+Without arguments all but those of transformers and pytorchcv, which are to be installed for them.
+Every network gets random weights, also where its own start at 0 or 1, random BatchNorm weights and
 statistics of the images, and several random gate patterns, in float64.
 """
 
@@ -15,8 +15,9 @@ import time
 import torch
 from torch import Tensor, nn
 
+from benchmarks import hugging_face
 from benchmarks.cifar_literature import LITERATURE
-from benchmarks.network_names import NAMES, image_size
+from benchmarks.network_names import EXTRA, NAMES, image_size
 from sparsereg.compact import Collapsed, compact, fold
 from sparsereg.errors import UserError
 from sparsereg.model.basic_l0_blocks import deterministic_gate, gate_layers
@@ -133,6 +134,8 @@ def make(library: str, name: str) -> nn.Module:
     torch.manual_seed(0)
     if library == "literature":
         net = LITERATURE[name](num_classes=10)
+    elif library == "transformers":
+        net = hugging_face.make(name, num_classes=10)
     elif library == "pytorchcv":
         from pytorchcv.model_provider import get_model  # of all these networks; takes seconds
 
@@ -196,7 +199,7 @@ def too_long(*_: object) -> None:
 def main() -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGPROF, too_long)
-    for key in sys.argv[1:] or [library for library in NAMES if library != "pytorchcv"]:
+    for key in sys.argv[1:] or [library for library in NAMES if library not in EXTRA]:
         library, _, name = key.partition(":")
         for network in [name] if name else NAMES[library]:
             row(library, network)

@@ -206,7 +206,7 @@ class ChannelGraph:
     def check_output(self, node: fx.Node) -> None:
         [result] = node.args
         if not isinstance(result, fx.Node) or result not in self.flow:
-            refuse(self.traced, node, ": a network must give one tensor")
+            refuse(self.traced, node, ": a network must give one tensor, its logits")
         self.note(self.gate_of[result], "is an output of the network")
 
     def note_losses(self, node: fx.Node, flow: Flow) -> None:
