@@ -19,6 +19,7 @@ from conftest import ROOT, run_here, run_process
 from torch import nn
 
 from benchmarks.__main__ import PARTS
+from benchmarks.network_names import NAMES
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = ("train.py", "test.py", "compact.py", "predict.py", "report.py")
@@ -137,6 +138,8 @@ def check_module(module: str, arguments: list[str]) -> None:
     assert importlib.util.find_spec(name)
     if module == "benchmarks":
         assert set(arguments) <= PARTS.keys()
+    elif module == "benchmarks.networks":
+        assert {argument.partition(":")[0] for argument in arguments} <= NAMES.keys()
     elif module.startswith("experiments."):
         stop = patch.object(argparse.ArgumentParser, "parse_args", parse_and_stop)
         with stop, pytest.raises(TorchIsNext):
