@@ -190,6 +190,7 @@ REFUSED = {
     ),
     "control flow": (control_flow, r"test_insert.py line \d+, `if y.sum\(\) > 0:`"),
     "nothing to remove": (lambda n, x: n.head(n.a(x).cumsum(1)), "cumsum reads all of them"),
+    "a table": (lambda n, x: {"logits": n.head(n.a(x))}, "must give one tensor, its logits"),
     "gates already": (lambda n, x: n.head(n.gate(n.a(x))), "has gates already"),
 }
 
