@@ -1,5 +1,6 @@
 """Running train.py and test.py as a user does, in this process or in one of their own."""
 
+import gc
 import json
 import os
 import re
@@ -45,8 +46,16 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long ones first, so that no process ends long after the other."""
-    items.sort(key=lambda item: "slow" not in item.keywords)
+    """Files with long ones first, so that no process ends long after the other; each file as a
+    whole, or what its tests share would be made twice."""
+    long = {item.path for item in items if "slow" in item.keywords}
+    items.sort(key=lambda item: item.path not in long)
+
+
+def pytest_collection_finish() -> None:
+    """What the imports have made, garbage collection need not look through each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @dataclass

@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 from judge import SHARES, judge
 
-NUMBER = int(os.environ.get("NETWORKS", 60))
+NUMBER = int(os.environ.get("NETWORKS", 40))
 PARTS = 4  # for two processes
 
 

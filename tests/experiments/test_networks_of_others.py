@@ -13,8 +13,7 @@ TORCHVISION = [("torchvision", name) for name in network_names.TORCHVISION]
 TIMM = [("timm", name) for name in network_names.TIMM]
 UNREACHABLE = ("resnest14d", "swin_t")  # see docs/networks.md
 FASTEST = (  # of timm's, no two of a kind
-    *("darknet17", "ese_vovnet19b_slim", "dla46_c", "mobilenetv4_conv_small", "convnext_atto"),
-    *("regnety_002", "ghostnet_050", "resnest14d"),
+    *("ese_vovnet19b_slim", "dla46_c", "convnext_atto", "regnety_002", "resnest14d"),
 )
 
 

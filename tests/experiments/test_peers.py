@@ -51,15 +51,23 @@ def test_the_weakest_channels_go(trained, tmp_path):
 
 
 @pytest.mark.slow
-def test_each_seed_has_its_own_choice(trained):
-    checkpoint = sparsereg.checkpoint.read_checkpoint(trained["ungated"])
+def test_each_seed_has_its_own_choice(dense):
+    checkpoint = sparsereg.checkpoint.read_checkpoint(dense)
     nets = [peers.at_random(checkpoint, "params", 0.5, SHAPE, seed) for seed in (1, 1, 2)]
     first, again, other = ([p.shape for p in net.parameters()] for net in nets)
     assert first == again != other
 
 
-def test_a_size_that_cannot_be_reached(trained, tmp_path, capsys):
-    arguments = ("random", str(trained["ungated"]), "0.999", "--out", str(tmp_path / "compact.pt"))
+def test_a_size_that_cannot_be_reached(dense, tmp_path, capsys):
+    arguments = (
+        "random",
+        str(dense),
+        "0.999",
+        "--cost",
+        "macs",
+        "--out",
+        str(tmp_path / "compact.pt"),
+    )
     assert peers.main(arguments) == 1
-    assert "0.999 of the params was missed" in capsys.readouterr().err
+    assert "0.999 of the macs was missed" in capsys.readouterr().err
     assert not (tmp_path / "compact.pt").exists()

@@ -22,8 +22,6 @@ TWO_EPOCHS, TWO_SMALL = (*SHORT, *LENGTH), (*SMALL, *LENGTH)
     "run, name, target",
     [
         (TWO_SMALL, "params", 0.3),
-        (TWO_SMALL, "params", 0.5),
-        (TWO_EPOCHS, "params", 0.8),
         (TWO_EPOCHS, "macs", 0.5),
     ],
 )
