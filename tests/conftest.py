@@ -1,6 +1,5 @@
 """Running train.py and test.py as a user does, in this process or in one of their own."""
 
-import gc
 import json
 import os
 import re
@@ -50,12 +49,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     whole, or what its tests share would be made twice."""
     long = {item.path for item in items if "slow" in item.keywords}
     items.sort(key=lambda item: item.path not in long)
-
-
-def pytest_collection_finish() -> None:
-    """What the imports have made, garbage collection need not look through each time."""
-    gc.collect()
-    gc.freeze()
 
 
 @dataclass
