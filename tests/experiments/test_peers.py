@@ -59,15 +59,8 @@ def test_each_seed_has_its_own_choice(dense):
 
 
 def test_a_size_that_cannot_be_reached(dense, tmp_path, capsys):
-    arguments = (
-        "random",
-        str(dense),
-        "0.999",
-        "--cost",
-        "macs",
-        "--out",
-        str(tmp_path / "compact.pt"),
-    )
+    file = tmp_path / "compact.pt"
+    arguments = ("random", str(dense), "0.999", "--cost", "macs", "--out", str(file))
     assert peers.main(arguments) == 1
     assert "0.999 of the macs was missed" in capsys.readouterr().err
-    assert not (tmp_path / "compact.pt").exists()
+    assert not file.exists()

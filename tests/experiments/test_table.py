@@ -61,7 +61,7 @@ def test_every_row_is_a_run(trained, schedule, capsys):
     with initialize_config_dir(str(CONFIG), version_base="1.3"):
         for folder, overrides in trained.items():
             if folder.endswith("seed_8") and not folder.endswith("dense/seed_8"):
-                continue  # as seed 7, which takes as long
+                continue  # composed as seed 7 is, which takes seconds
             cfg = compose("train", overrides=overrides)
             check_settings(cfg, overrides)
             assert f"seed_{cfg.seed}" == Path(folder).name and "Digits" in cfg.data._target_

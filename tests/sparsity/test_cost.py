@@ -95,7 +95,7 @@ def test_other_networks(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("gates", [{}, EVERYWHERE])
 def test_expectation_is_the_mean_over_all_networks(monkeypatch, gates):
-    """Five Bernoulli gates, some in each block: all 32 networks cut, counted and weighted."""
+    """Five Bernoulli gates, all over the network: each of the 32 cut, counted and weighted."""
     monkeypatch.setattr(googlenet, "WIDTHS", ((1, 2, 2, 1), (2, 1, 1, 2)))  # fast to cut
     monkeypatch.setattr(googlenet, "REDUCE", ((1, 2), (1, 1)))
     monkeypatch.setattr(googlenet, "STEM_CHANNELS", 3)
