@@ -22,6 +22,8 @@ TWO_EPOCHS, TWO_SMALL = (*SHORT, *LENGTH), (*SMALL, *LENGTH)
     "run, name, target",
     [
         (TWO_SMALL, "params", 0.3),
+        pytest.param(TWO_SMALL, "params", 0.5, marks=pytest.mark.coverage),
+        pytest.param(TWO_EPOCHS, "params", 0.8, marks=pytest.mark.coverage),
         (TWO_EPOCHS, "macs", 0.5),
     ],
 )
